@@ -1,0 +1,63 @@
+"""The families of errors of the plugin, all under :class:`RecpressError`.
+
+A message says what was given, where, what is allowed, and what to do. The command line prints it as it is
+and exits with code 1.
+"""
+
+from recpress_kernels.errors import IndexBoundsError, KernelInputError, RecpressError
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationError",
+    "DataError",
+    "ExportError",
+    "IndexBoundsError",
+    "KernelInputError",
+    "MissingDependencyError",
+    "ProbeError",
+    "RecipeError",
+    "RecpressError",
+    "RepositoryError",
+    "ServerError",
+    "UnsupportedLayerError",
+]
+
+
+class RecipeError(RecpressError):
+    """A recipe has an unknown key or value, or a pattern that matches nothing or collides."""
+
+
+class UnsupportedLayerError(RecpressError):
+    """A layer or a weight that compression was told to treat cannot be treated."""
+
+
+class CalibrationError(RecpressError):
+    """Calibration inputs are empty, of the wrong form, or not finite."""
+
+
+class ExportError(RecpressError):
+    """A model cannot be exported: its graph, its inputs or their bounds are not as needed."""
+
+
+class ArtifactError(RecpressError):
+    """An artifact on disk is incomplete, changed, forged or made for another version."""
+
+
+class RepositoryError(RecpressError):
+    """A model repository, or a model in it, cannot be written or read as asked."""
+
+
+class ServerError(RecpressError):
+    """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
+
+
+class ProbeError(RecpressError):
+    """A running server answers, but not with the scores that the artifact promises."""
+
+
+class DataError(RecpressError):
+    """A data set cannot be fetched, or is not the one expected."""
+
+
+class MissingDependencyError(RecpressError):
+    """An optional package, or a program outside Python, is not installed."""
