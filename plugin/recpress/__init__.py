@@ -1,0 +1,33 @@
+"""Compress a trained PyTorch recommender, export it, and serve it from NVIDIA Triton Inference Server.
+
+>>> compressed = recpress.compress(model, "int8", evaluate=...)
+>>> recpress.export(compressed, "artifact", example_inputs=(dense, sparse), input_names=("dense", "sparse"))
+>>> recpress.load("artifact").score({"dense": dense, "sparse": sparse})
+>>> recpress.package("artifact", "model_repository", name="dlrm")
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Compressed": "recpress.pipeline",
+    "Recipe": "recpress.recipe",
+    "RecpressError": "recpress.errors",
+    "Report": "recpress.pipeline",
+    "compress": "recpress.pipeline",
+    "export": "recpress.artifact.export",
+    "load": "recpress.artifact.load",
+    "package": "recpress.serving.repository",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when first used: the server's backend imports what it runs, never what trains.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recpress' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

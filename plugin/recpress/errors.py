@@ -18,6 +18,7 @@ __all__ = [
     "RecipeError",
     "RecpressError",
     "RepositoryError",
+    "RequestError",
     "ServerError",
     "UnsupportedLayerError",
 ]
@@ -49,6 +50,10 @@ class RepositoryError(RecpressError):
 
 class ServerError(RecpressError):
     """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
+
+
+class RequestError(RecpressError):
+    """A running server refuses a request: an unknown model, or inputs that it does not take."""
 
 
 class ProbeError(RecpressError):

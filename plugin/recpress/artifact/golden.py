@@ -1,0 +1,140 @@
+"""Golden rows: made inputs whose scores travel with the model, so that a server can prove itself before it serves.
+
+The rows are drawn a column at a time within the manifest's bounds, never taken from users.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from recpress.artifact.manifest import DTYPES, Golden, InputSpec
+from recpress.errors import ExportError
+
+ROWS = 64
+BATCHES = (1, 7, ROWS)
+STEP = 2.0**-10
+"""A step of a float16 scale, relative: what a change of a weight's scales must at least be to be seen."""
+
+_MARGIN = 4.0
+_FLOOR = 1e-6
+_NUDGES = 4
+_ULPS = 4
+Score = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+def draw_rows(inputs: tuple[InputSpec, ...], *, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
+    """``rows`` made rows for each input, uniform in each column's range; the first two are its ends."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_draw(spec, rows, generator) for spec in inputs)
+
+
+def _draw(spec: InputSpec, rows: int, generator: torch.Generator) -> Tensor:
+    low = torch.tensor([_pick(t, x) for t, x in zip(spec.table_low, spec.low, strict=True)], dtype=torch.float64)
+    high = torch.tensor([_pick(t, x) for t, x in zip(spec.table_high, spec.high, strict=True)], dtype=torch.float64)
+    unit = torch.rand(rows, low.numel(), generator=generator, dtype=torch.float64)
+    if DTYPES[spec.dtype].is_floating_point:
+        drawn = low + (high - low) * unit
+    else:
+        drawn = torch.minimum(low + torch.floor((high - low + 1) * unit), high)
+    drawn[0], drawn[1] = low, high
+    return drawn.reshape(rows, *spec.shape).to(DTYPES[spec.dtype])
+
+
+def _pick(table: int | None, example: float) -> float:
+    return example if table is None else float(table)
+
+
+def in_batches(score: Score, inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    """Scores of all rows, computed ``batch`` rows at a time."""
+    parts = [score(tuple(t[i : i + batch] for t in inputs)) for i in range(0, inputs[0].shape[0], batch)]
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
+def deviation(scores: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest absolute difference over all outputs; infinity where either is not finite or shapes differ."""
+    worst = 0.0
+    for got, want in zip(scores, expected, strict=True):
+        if got.shape != want.shape or got.dtype != want.dtype:
+            return float("inf")
+        difference = (got.double() - want.double()).abs()
+        if not torch.isfinite(difference).all():
+            return float("inf")
+        worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
+    return worst
+
+
+def measure(module: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Golden]:
+    """Score the golden rows and set the tolerance from how far equal computations lie apart.
+
+    Float matmuls differ in their last bits by batch size and by device, and such a difference can move an
+    activation over a rounding boundary to the next of its 127 steps. So the rows are scored in batches of 1, 7
+    and 64, and again with the inputs of every int8 layer moved by a few units in the last place; ``atol`` is four
+    times the largest difference. Then the scales of each weight are changed by 2^-10, and weights of which that
+    moves no score beyond ``atol`` are named in ``blind``.
+
+    Args:
+        module: the exported graph; its weights are changed on the way and put back.
+        inputs: the golden rows.
+
+    Raises:
+        ExportError: a score is not finite.
+    """
+
+    def score(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(module(*rows)))
+
+    expected = in_batches(score, inputs, ROWS)
+    if deviation(expected, expected) != 0.0:
+        raise ExportError("the model's scores of made rows within its inputs' range are not finite; check its weights")
+    spread = max(deviation(in_batches(score, inputs, batch), expected) for batch in BATCHES)
+    for seed in range(_NUDGES):
+        nudged = tuple(tree_leaves(_Nudged(module, seed).run(*inputs)))
+        spread = max(spread, deviation(nudged, expected))
+    largest = max(float(t.double().abs().max()) for t in expected)
+    atol = max(_MARGIN * spread, _FLOOR * max(1.0, largest))
+    blind = [name for name in _change_scales(module) if deviation(score(inputs), expected) <= atol]
+    return expected, Golden(rows=ROWS, atol=atol, spread=spread, blind=tuple(blind))
+
+
+class _Nudged(torch.fx.Interpreter):
+    """Runs a graph with the inputs of its int8 layers moved by a few units in the last place."""
+
+    def __init__(self, module: torch.fx.GraphModule, seed: int) -> None:
+        super().__init__(module)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def call_function(self, target, args, kwargs):
+        if target is torch.ops.recpress.int8_linear.default:
+            x = args[0]
+            ulps = torch.randint(-_ULPS, _ULPS + 1, x.shape, generator=self.generator)
+            args = ((x * (1 + ulps * torch.finfo(x.dtype).eps)).to(x.dtype), *args[1:])
+        return super().call_function(target, args, kwargs)
+
+
+def _change_scales(module: torch.fx.GraphModule) -> Iterator[str]:
+    """Name each compressed weight in turn, its scales larger by 2^-10 while the caller holds the name."""
+    for name, table in _compressed_weights(module).items():
+        tensor = module.get_buffer(name)
+        saved = tensor.clone()
+        if table:
+            scale = tensor[:, -4:-2].contiguous().view(torch.float16)
+            tensor[:, -4:-2] = (scale * (1 + STEP)).view(torch.uint8)
+        else:
+            tensor.mul_(1 + STEP)
+        try:
+            yield name
+        finally:
+            tensor.copy_(saved)
+
+
+def _compressed_weights(module: torch.fx.GraphModule) -> dict[str, bool]:
+    """Names of the int8 layers' scales and of the quantised tables in the graph, and whether it is a table."""
+    found: dict[str, bool] = {}
+    for node in module.graph.nodes:
+        if node.target is torch.ops.recpress.int8_linear.default:
+            found[node.args[2].target] = False
+        elif node.target is torch.ops.recpress.embedding_bag_rows.default:
+            found.update((table.target, True) for table in node.args[0])
+    return found

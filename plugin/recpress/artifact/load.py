@@ -1,0 +1,174 @@
+"""Load an artifact: check it, then put its mapped weights back into its graph.
+
+This is what runs inside the server; it imports nothing that trains or compresses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from recpress.artifact import golden
+from recpress.artifact.archive import check_archive
+from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
+from recpress.errors import ArtifactError, RecpressError
+
+CONSTANT = "constant:"
+"""Prefix, in ``weights.safetensors``, of tensors that are constants of the graph, not in the state dict."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model loaded from an artifact.
+
+    Attributes:
+        module: the graph; called with the inputs in the manifest's order, it answers as the original did.
+        manifest: what the artifact says of itself.
+        device: where it runs.
+    """
+
+    module: torch.nn.Module
+    manifest: Manifest
+    device: torch.device
+
+    def score(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest.
+
+        Raises:
+            ArtifactError: an input is missing, unknown, or of another dtype, shape or batch.
+            IndexBoundsError: an index is outside its table.
+        """
+        tensors = self._checked(inputs)
+        with torch.inference_mode():
+            leaves = tree_leaves(self.module(*tensors))
+        return {spec.name: leaf for spec, leaf in zip(self.manifest.outputs, leaves, strict=True)}
+
+    def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        names = [spec.name for spec in self.manifest.inputs]
+        if set(inputs) != set(names):
+            raise ArtifactError(f"inputs are {', '.join(sorted(inputs)) or 'none'}; the model takes {', '.join(names)}")
+        tensors = []
+        for spec in self.manifest.inputs:
+            given = inputs[spec.name]
+            if given.dtype != DTYPES[spec.dtype] or tuple(given.shape[1:]) != spec.shape or given.dim() == 0:
+                raise ArtifactError(
+                    f"input {spec.name!r} is {given.dtype} of shape {tuple(given.shape)}; the model takes "
+                    f"{spec.dtype} of shape {('batch', *spec.shape)}"
+                )
+            tensors.append(given.to(self.device))
+        if len({t.shape[0] for t in tensors}) > 1:
+            given = ", ".join(f"{name}: {t.shape[0]}" for name, t in zip(names, tensors, strict=True))
+            raise ArtifactError(f"inputs differ in their number of rows ({given}); give the same for all")
+        return tensors
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load the artifact in ``folder`` and replay its golden rows.
+
+    The weights stay mapped from ``weights.safetensors``: they are read as they are used, and processes that load
+    the same artifact share them.
+
+    Raises:
+        ArtifactError: the artifact is incomplete, changed, forged, of another version, or scores its golden rows
+            otherwise than when it was exported.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    check_archive(folder / GRAPH)
+    program = _program(folder)
+    _fill(program, folder)
+    module = program.module()
+    if torch.device(device).type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        module = move_to_device_pass(program, str(device)).module()
+    model = LoadedModel(module, manifest, torch.device(device))
+    check_golden(model, folder)
+    return model
+
+
+def _program(folder: Path) -> ExportedProgram:
+    try:
+        return torch.export.load(folder / GRAPH)
+    except RecpressError:
+        raise
+    except Exception as error:
+        made = read_manifest(folder).versions
+        raise ArtifactError(
+            f"{folder / GRAPH} cannot be loaded by torch {torch.__version__} ({type(error).__name__}: {error}); it was "
+            f"exported with torch {made.get('torch')}; export it again with the version here"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name, mapped, not copied.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); export the model again") from None
+
+
+def _fill(program: ExportedProgram, folder: Path) -> None:
+    """Put the weights in place of the scalars that stand for them in the graph."""
+    weights = read_tensors(folder / WEIGHTS)
+    places = {name: (program.state_dict, name) for name in program.state_dict}
+    places |= {CONSTANT + name: (program.constants, name) for name in program.constants}
+    if set(weights) != set(places):
+        odd = ", ".join(sorted(set(weights) ^ set(places))[:5])
+        raise ArtifactError(f"{folder / WEIGHTS} and {folder / GRAPH} disagree on which weights there are: {odd}")
+    for name, (home, key) in places.items():
+        weight, meta = weights[name], home[key]
+        if weight.shape != meta.shape or weight.dtype != meta.dtype:
+            raise ArtifactError(
+                f"weight {name!r} in {folder / WEIGHTS} is {weight.dtype} {tuple(weight.shape)}; the graph takes "
+                f"{meta.dtype} {tuple(meta.shape)}"
+            )
+        as_parameter = isinstance(meta, torch.nn.Parameter)
+        home[key] = torch.nn.Parameter(weight, requires_grad=False) if as_parameter else weight
+
+
+def read_golden(folder: str | Path, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The golden rows of an artifact and their scores: inputs by name and outputs by name.
+
+    Raises:
+        ArtifactError: they cannot be read, or do not fit the manifest.
+    """
+    tensors = read_tensors(Path(folder) / GOLDEN)
+    groups = (("input", manifest.inputs), ("output", manifest.outputs))
+    wanted = {f"{kind}:{spec.name}": spec for kind, specs in groups for spec in specs}
+    for name, spec in wanted.items():
+        shape, dtype = (manifest.golden.rows, *spec.shape), DTYPES[spec.dtype]
+        if name not in tensors or tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype:
+            raise ArtifactError(f"{Path(folder) / GOLDEN} does not hold {name!r} as {dtype} {shape}; export again")
+    inputs = {spec.name: tensors[f"input:{spec.name}"] for spec in manifest.inputs}
+    outputs = {spec.name: tensors[f"output:{spec.name}"] for spec in manifest.outputs}
+    return inputs, outputs
+
+
+def check_golden(model: LoadedModel, folder: str | Path) -> float:
+    """Score the golden rows and return the largest deviation from the stored scores.
+
+    Raises:
+        ArtifactError: it is larger than the manifest allows.
+    """
+    inputs, expected = read_golden(folder, model.manifest)
+    scores = model.score(inputs)
+    worst = golden.deviation(tuple(t.cpu() for t in scores.values()), tuple(expected.values()))
+    if worst > model.manifest.golden.atol:
+        raise ArtifactError(
+            f"the golden rows of {folder} score up to {worst:.3g} away from their stored scores; allowed are "
+            f"{model.manifest.golden.atol:.3g}; the weights or the software that runs them are not those exported"
+        )
+    return worst

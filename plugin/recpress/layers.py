@@ -1,0 +1,142 @@
+"""The compressed layers: ``nn.Module``s on the ops of recpress_kernels, and the plugin's only door to them.
+
+Each holds its weights as buffers in the device-free form of ``recpress_kernels.formats`` and stands in for one
+layer of torch with the same call.
+"""
+
+import torch
+from recpress_kernels import embedding_bag_rows, int8_linear
+from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
+from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
+from torch import Tensor, nn
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Int8Linear(nn.Module):
+    """``nn.Linear`` on int8 weights ``[out, in]``; activations are quantised to 7 bits a row at a time.
+
+    Buffers: ``weight`` int8 ``[out, in]``, ``weight_scale`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None.
+    """
+
+    scheme = "int8 weights a channel, 7-bit activations a row"
+
+    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "Int8Linear":
+        """Quantise the weights of ``linear``; its bias is kept as float32."""
+        weight, scale = quantize_per_channel(linear.weight)
+        return cls(weight, scale, None if linear.bias is None else linear.bias.detach().float().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of x."""
+        return int8_linear(x, self.weight, self.weight_scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Embedding(nn.Module):
+    """``nn.Embedding`` on rows of int8. Buffer: ``rows`` uint8 ``[num_embeddings, dim + 4]``."""
+
+    scheme = "int8 rows with float16 scale and bias"
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = rows.shape[0], rows.shape[1] - TAIL_BYTES
+        self.dtype = dtype
+        self.register_buffer("rows", rows)
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "Int8Embedding":
+        """Quantise the table of ``embedding``."""
+        return cls(quantize_rows_int8(embedding.weight), embedding.weight.dtype)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """int32 or int64 of any shape to ``[*shape, dim]``, each look-up as a bag of one."""
+        flat = indices.reshape(-1)
+        offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
+        out = embedding_bag_rows([self.rows], flat, offsets)
+        return _as(out.view(*indices.shape, self.embedding_dim), self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class Int8EmbeddingBag(nn.Module):
+    """``nn.EmbeddingBag`` ("sum" or "mean") on rows of int8. Buffer: ``rows`` uint8 ``[num_embeddings, dim + 4]``."""
+
+    scheme = Int8Embedding.scheme
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype, *, mode: str, include_last_offset: bool) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = rows.shape[0], rows.shape[1] - TAIL_BYTES
+        self.dtype, self.mode, self.include_last_offset = dtype, mode, include_last_offset
+        self.register_buffer("rows", rows)
+
+    @classmethod
+    def from_embedding_bag(cls, bag: nn.EmbeddingBag) -> "Int8EmbeddingBag":
+        """Quantise the table of ``bag``."""
+        rows = quantize_rows_int8(bag.weight)
+        return cls(rows, bag.weight.dtype, mode=bag.mode, include_last_offset=bag.include_last_offset)
+
+    def forward(
+        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """``[B, L]`` indices, or ``[N]`` with offsets ``[B]`` (``[B + 1]`` with the last), to ``[B, dim]``."""
+        flat = indices.reshape(-1)
+        if indices.dim() == 2:
+            bags, length = indices.shape
+            offsets = torch.arange(bags + 1, dtype=flat.dtype, device=flat.device) * length
+        elif not self.include_last_offset:
+            offsets = torch.cat([offsets.to(flat.dtype), offsets.new_full((1,), flat.shape[0]).to(flat.dtype)])
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).float()
+        return _as(embedding_bag_rows([self.rows], flat, offsets.to(flat.dtype), self.mode, weights), self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # A cast that does nothing still costs two nodes of an exported graph.
+    return x if dtype == torch.float32 else x.to(dtype)
+
+
+def refusal(layer: nn.Module) -> str | None:
+    """Why ``layer`` cannot be compressed as it stands, or None: each constraint once, with its reason."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks, which would be lost; remove them first"
+    weight = layer.weight
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {weight.dtype}; float32, float16 and bfloat16 are quantised"
+    if isinstance(layer, nn.Linear):
+        if not 1 <= layer.in_features <= MAX_IN_FEATURES:
+            return f"it has {layer.in_features} inputs; int32 sums take 1 to {MAX_IN_FEATURES}"
+        return None
+    if layer.max_norm is not None:
+        return "max_norm rescales its rows while the model runs"
+    if isinstance(layer, nn.EmbeddingBag):
+        if layer.mode not in ("sum", "mean"):
+            return f"its mode is {layer.mode!r}; bags of int8 rows pool by 'sum' or 'mean'"
+        if layer.padding_idx is not None:
+            return "padding_idx leaves indices out of the bag, which bags of int8 rows do not do"
+    return None
+
+
+def compressed(layer: nn.Module) -> nn.Module:
+    """The int8 form of a ``nn.Linear``, ``nn.Embedding`` or ``nn.EmbeddingBag`` for which :func:`refusal` is None.
+
+    Raises:
+        KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
+    """
+    if isinstance(layer, nn.Linear):
+        return Int8Linear.from_linear(layer)
+    if isinstance(layer, nn.EmbeddingBag):
+        return Int8EmbeddingBag.from_embedding_bag(layer)
+    return Int8Embedding.from_embedding(layer)

@@ -1,0 +1,124 @@
+"""Compress a trained model by a recipe: the whole pipeline, in one screen."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from recpress.errors import CalibrationError
+from recpress.recipe import Recipe, as_recipe
+from recpress.rewrite import Row, rewrite
+
+Inputs = Tensor | tuple | list | Mapping
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to each module, and the quality before and after.
+
+    The rows' parameters and bytes add up to the model's own; ``quality_before`` and ``quality_after`` are what
+    ``evaluate`` returned, empty without it.
+    """
+
+    recipe: Recipe
+    rows: tuple[Row, ...]
+    quality_before: dict[str, float]
+    quality_after: dict[str, float]
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(row.bytes_after for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed ``model`` in eval mode and the ``report`` of how it was made."""
+
+    model: nn.Module
+    report: Report
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe | str | Path = "int8",
+    *,
+    calibration: Iterable[Inputs] | None = None,
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Compress ``model`` by ``recipe`` and account for every parameter.
+
+    Args:
+        model: a trained model; it is not changed. The result is in eval mode whatever mode it is in.
+        recipe: a :class:`Recipe`, the name of a preset, or the path of a YAML file.
+        calibration: inputs to run the model on, each a tensor, a tuple of positional arguments or a mapping
+            of keyword arguments. Layers that none of them reaches are left alone and reported so.
+        evaluate: called with the original and with the compressed model, both in eval mode; returns metrics
+            by name, which go into the report and the artifact.
+
+    Raises:
+        RecipeError: the recipe is wrong, or does not fit the model.
+        UnsupportedLayerError: a layer's weights cannot be quantised (NaN, infinity, beyond float16).
+        CalibrationError: calibration is empty, or the model fails on it.
+    """
+    recipe = as_recipe(recipe)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        reached = None if calibration is None else _reached(model, calibration)
+        before = _evaluate(model, evaluate)
+        new, rows = rewrite(model, recipe, reached=reached)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return Compressed(new, Report(recipe, tuple(rows), before, _evaluate(new, evaluate)))
+
+
+def _evaluate(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
+    if evaluate is None:
+        return {}
+    with torch.no_grad():
+        return {str(name): float(value) for name, value in evaluate(model).items()}
+
+
+def _reached(model: nn.Module, calibration: Iterable[Inputs]) -> set[int]:
+    """Ids of the modules that are called while the model runs on the calibration inputs."""
+    reached: set[int] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: reached.add(id(module))) for module in model.modules()]
+    count = 0
+    try:
+        with torch.inference_mode():
+            for inputs in calibration:
+                _call(model, inputs, count)
+                count += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise CalibrationError("calibration holds no inputs; give at least one, or None to go without")
+    return reached
+
+
+def _call(model: nn.Module, inputs: Inputs, position: int) -> None:
+    try:
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        elif isinstance(inputs, tuple | list):
+            model(*inputs)
+        else:
+            model(inputs)
+    except Exception as error:
+        raise CalibrationError(
+            f"the model fails on calibration input {position}: {type(error).__name__}: {error}; give tensors, "
+            "tuples of positional arguments or mappings of keyword arguments that it takes"
+        ) from error

@@ -1,0 +1,124 @@
+"""What to do to a model, declared: which scheme each kind of layer gets, and what is left alone.
+
+A recipe is frozen and checked when it is made; it is written to YAML, printed, and stored with the artifact.
+
+>>> Recipe.preset("int8")
+>>> Recipe(linear="int8", embedding="keep", overrides={"top.4": "keep"})
+>>> Recipe.from_yaml("recipe.yaml")
+"""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recpress.errors import RecipeError
+
+Scheme = Literal["int8", "keep"]
+
+
+class Recipe(BaseModel):
+    """Schemes by kind of layer, with overrides by name.
+
+    Attributes:
+        linear: scheme of every ``nn.Linear``. ``"int8"``: weights int8 with a scale an output channel,
+            activations quantised to 7 bits a row at a time while the model runs.
+        embedding: scheme of every ``nn.Embedding`` and ``nn.EmbeddingBag``. ``"int8"``: rows of int8 codes
+            with a float16 scale and bias in the row.
+        overrides: scheme by the layer's name or a pattern over names (``*``, ``?``, ``[...]``), such as
+            ``{"top.4": "keep"}``; a layer that two patterns with different schemes match is an error.
+        name: what the report calls this recipe.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    linear: Scheme = "int8"
+    embedding: Scheme = "int8"
+    overrides: dict[str, Scheme] = {}
+
+    def __init__(self, **given: object) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+    @staticmethod
+    def preset(name: str) -> "Recipe":
+        """The recipe of that name among :data:`PRESETS`."""
+        if name not in PRESETS:
+            raise RecipeError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @staticmethod
+    def from_yaml(path: str | Path) -> "Recipe":
+        """Read a recipe from a YAML file with the attributes above as keys."""
+        path = Path(path)
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} is not YAML: {error}") from None
+        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+            raise RecipeError(f"recipe {path} must be a mapping with the keys: {', '.join(Recipe.model_fields)}")
+        return Recipe(**given)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text that :meth:`from_yaml` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+    def schemes(self, layers: dict[str, Literal["linear", "embedding"]]) -> dict[str, tuple[Scheme, str]]:
+        """The scheme of each layer by name, and what in this recipe decides it.
+
+        Args:
+            layers: kind of each layer by name.
+
+        Raises:
+            RecipeError: a pattern matches no layer, or two patterns ask one layer for different schemes.
+        """
+        chosen = {name: (getattr(self, kind), f"recipe, {kind}") for name, kind in layers.items()}
+        by: dict[str, str] = {}
+        for pattern, scheme in self.overrides.items():
+            matched = [name for name in layers if fnmatchcase(name, pattern)]
+            if not matched:
+                known = ", ".join(map(repr, layers)) or "none"
+                raise RecipeError(f"override {pattern!r} matches no layer; the model's layers are: {known}")
+            for name in matched:
+                if name in by and chosen[name][0] != scheme:
+                    raise RecipeError(
+                        f"overrides {by[name]!r} and {pattern!r} both match layer {name!r} and ask for "
+                        f"{chosen[name][0]!r} and {scheme!r}; make one of them narrower"
+                    )
+                by[name] = pattern
+                chosen[name] = (scheme, f"recipe, override {pattern!r}")
+        return chosen
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where!r}; allowed are: {', '.join(Recipe.model_fields)}")
+        else:
+            lines.append(f"{where!r} is {item['input']!r}: {item['msg']}")
+    return "recipe: " + "; ".join(lines)
+
+
+PRESETS = {
+    "int8": Recipe(name="int8"),
+    "int8-tables": Recipe(name="int8-tables", linear="keep"),
+    "int8-linear": Recipe(name="int8-linear", embedding="keep"),
+}
+
+
+def as_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """A recipe as it is, by the name of a preset, or from a YAML file where the text ends in .yaml or .yml."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if str(recipe).endswith((".yaml", ".yml")):
+        return Recipe.from_yaml(recipe)
+    return Recipe.preset(str(recipe))

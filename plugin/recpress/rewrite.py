@@ -1,0 +1,159 @@
+"""Walk a model's modules, replace those that the recipe compresses, and account for every parameter."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from recpress import layers
+from recpress.errors import KernelInputError, UnsupportedLayerError
+from recpress.recipe import Recipe
+
+Status = Literal["compressed", "kept", "unreachable"]
+_KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one module that owns parameters or buffers.
+
+    ``names`` are all names the module has in the model; ``parameters`` counts elements and ``bytes_before``
+    and ``bytes_after`` the parameters and buffers, a tensor that several modules share at the first of them.
+    """
+
+    names: tuple[str, ...]
+    layer: str
+    status: Status
+    scheme: str
+    reason: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+
+
+def rewrite(model: nn.Module, recipe: Recipe, *, reached: set[int] | None = None) -> tuple[nn.Module, list[Row]]:
+    """A compressed copy of ``model`` in eval mode, and a row for each module that owns tensors.
+
+    Args:
+        model: left as it is; no tensor of the copy is shared with it.
+        recipe: what to do.
+        reached: ids of the modules that calibration ran through, or None where there was none. A layer that
+            is not among them is left alone.
+
+    Raises:
+        RecipeError: an override matches nothing, or two collide.
+        UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
+    """
+    names = _names(model)
+    schemes = recipe.schemes(
+        {name: _KINDS[type(m)] for m, aliases in names.items() if type(m) in _KINDS for name in aliases}
+    )
+    owners = _owners(names)
+    replaced: dict[int, nn.Module] = {}
+    verdicts: dict[nn.Module, tuple[Status, str]] = {}
+    for module, aliases in names.items():
+        verdict = _verdict(module, aliases, schemes, owners, reached)
+        verdicts[module] = verdict
+        if verdict[0] == "compressed":
+            replaced[id(module)] = _compress(module, aliases[0])
+    rows = _account(names, verdicts, replaced)
+    return _copy(model, replaced), rows
+
+
+def _names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """Every module with all names it is reached by, in the model's order."""
+    names: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    return {module: tuple(aliases) for module, aliases in names.items()}
+
+
+def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    for tensors in (module._parameters, module._buffers):
+        yield from ((name, t) for name, t in tensors.items() if t is not None)
+
+
+def _owners(names: dict[nn.Module, tuple[str, ...]]) -> dict[int, list[str]]:
+    """The full names under which each tensor hangs in different modules, by id."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for module, aliases in names.items():
+        for name, tensor in _tensors(module):
+            owners[id(tensor)].append(f"{aliases[0]}.{name}".lstrip("."))
+    return owners
+
+
+def _verdict(
+    module: nn.Module,
+    aliases: tuple[str, ...],
+    schemes: dict[str, tuple[str, str]],
+    owners: dict[int, list[str]],
+    reached: set[int] | None,
+) -> tuple[Status, str]:
+    """What to do with a module, and why."""
+    if type(module) not in _KINDS:
+        base = next((kind.__name__ for kind in _KINDS if isinstance(module, kind)), None)
+        note = f", a subclass of {base} whose forward may differ" if base else ""
+        return "kept", f"{type(module).__name__} has no compressed form{note}"
+    asked = {schemes[name] for name in aliases}
+    keep = next((source for scheme, source in sorted(asked) if scheme == "keep"), None)
+    if keep:
+        return "kept", keep
+    shared = sorted({other for _, t in _tensors(module) for other in owners[id(t)]} - _own_names(module, aliases))
+    if shared:
+        return "kept", f"its weights are shared with {', '.join(shared)}; compressing them would break the tie"
+    if reached is not None and id(module) not in reached:
+        return "unreachable", "no calibration input ran through it"
+    refusal = layers.refusal(module)
+    return ("kept", refusal) if refusal else ("compressed", next(source for _, source in asked))
+
+
+def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
+    return {f"{aliases[0]}.{name}".lstrip(".") for name, _ in _tensors(module)}
+
+
+def _compress(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return layers.compressed(module)
+    except KernelInputError as error:
+        raise UnsupportedLayerError(
+            f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"
+        ) from None
+
+
+def _account(
+    names: dict[nn.Module, tuple[str, ...]],
+    verdicts: dict[nn.Module, tuple[Status, str]],
+    replaced: dict[int, nn.Module],
+) -> list[Row]:
+    seen: set[int] = set()
+    rows = []
+    for module, aliases in names.items():
+        own = list(_tensors(module))
+        if not own:
+            continue
+        first = [t for _, t in own if not (id(t) in seen or seen.add(id(t)))]
+        parameters = sum(t.numel() for t in first if isinstance(t, nn.Parameter))
+        before = sum(t.nbytes for t in first)
+        status, reason = verdicts[module]
+        new = replaced.get(id(module))
+        after = before if new is None else sum(t.nbytes for _, t in _tensors(new))
+        scheme = new.scheme if new is not None else str(own[0][1].dtype).removeprefix("torch.")
+        rows.append(Row(aliases, type(module).__name__, status, scheme, reason, parameters, before, after))
+    return rows
+
+
+def _copy(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:
+    """A deep copy of ``model`` in which the modules of ``replaced``, by id, stand replaced wherever they are held.
+
+    deepcopy asks its memo first, so the replaced modules' weights are never copied.
+    """
+    try:
+        new = copy.deepcopy(model, dict(replaced))
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise UnsupportedLayerError(
+            f"{type(model).__name__} cannot be copied ({error}); take out what copy.deepcopy refuses"
+        ) from None
+    return new.eval()

@@ -1,0 +1,117 @@
+"""The backend ``recpress``: runs inside the server, one process for each instance of a model.
+
+The server looks for this file in its folder of backends; :mod:`recpress.serving.server` puts it there.
+Tensors come and go by DLPack: the server's numpy path returns wrong values under numpy 2.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+import triton_python_backend_utils as pb_utils
+from recpress.artifact.load import load
+from recpress.errors import IndexBoundsError, RecpressError
+from recpress.serving.rows import RowChecker, join, split
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+BUCKETS_S = [0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
+
+
+class TritonPythonModel:
+    """Loads the artifact beside it, proves its golden rows, and scores."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        torch.set_num_threads(int(config["parameters"]["threads"]["string_value"]))
+        folder = Path(args["model_repository"]) / args["model_version"]
+        try:
+            self.model = load(folder)
+        except RecpressError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self.manifest = self.model.manifest
+        self.checker = RowChecker(self.manifest)
+        self.latency = _latency_histogram(args)
+
+    def execute(self, requests: list) -> list:
+        begin = time.perf_counter()
+        answers: list = [None] * len(requests)
+        inputs = {i: self._inputs(request) for i, request in enumerate(requests)}
+        if not self.checker.clean(joined := join(list(inputs.values()))):
+            for i in list(inputs):
+                if complaint := self.checker.complaint(inputs[i]):
+                    answers[i] = _refusal(complaint)
+                    del inputs[i]
+            joined = join(list(inputs.values())) if inputs else ()
+        if inputs:
+            self._score(inputs, joined, answers)
+        self._observe(time.perf_counter() - begin, len(requests))
+        return answers
+
+    def _inputs(self, request) -> tuple[Tensor, ...]:
+        tensors = []
+        for spec in self.manifest.inputs:
+            given = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, spec.name).to_dlpack())
+            tensors.append(given if spec.shape else given.reshape(given.shape[0]))
+        return tuple(tensors)
+
+    def _score(self, inputs: dict[int, tuple[Tensor, ...]], joined: tuple[Tensor, ...], answers: list) -> None:
+        """Score the requests together; where that fails for one of them, each alone."""
+        try:
+            with torch.inference_mode():
+                outputs = tuple(tree_leaves(self.model.module(*joined)))
+        except IndexBoundsError as error:
+            if len(inputs) == 1:
+                answers[next(iter(inputs))] = _refusal(str(error))
+                return
+            for i, own in inputs.items():
+                self._score({i: own}, own, answers)
+            return
+        parts = split(outputs, [own[0].shape[0] for own in inputs.values()])
+        for i, part in zip(inputs, parts, strict=True):
+            answers[i] = self._response(part)
+
+    def _response(self, outputs: tuple[Tensor, ...]):
+        tensors = []
+        for spec, output in zip(self.manifest.outputs, outputs, strict=True):
+            if output.is_floating_point() and not torch.isfinite(output).all():
+                text = f"output {spec.name!r} is not finite for finite inputs; the model overflows on them"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+            sent = output.reshape(output.shape[0], *spec.wire_shape).contiguous()
+            tensors.append(pb_utils.Tensor.from_dlpack(spec.name, sent))
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _observe(self, seconds: float, requests: int) -> None:
+        if self.latency is None:
+            return
+        try:
+            for _ in range(requests):
+                self.latency[1].observe(seconds)
+        except Exception as error:
+            # A metric must not fail a request that has its scores.
+            self.latency = None
+            pb_utils.Logger.log_error(f"recpress: latency metrics stopped ({error})")
+
+
+def _refusal(text: str):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
+
+
+def _latency_histogram(args: dict[str, str]) -> tuple | None:
+    """The histogram's family and metric; the family must be kept, or observations fail. None where metrics are off."""
+    try:
+        family = pb_utils.MetricFamily(
+            name="recpress_execute_seconds",
+            description="Time from the backend's execute to its answer, by request, in seconds",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "model_instance": args["model_instance_name"],
+        }
+        return family, family.Metric(labels=labels, buckets=BUCKETS_S)
+    except Exception as error:
+        pb_utils.Logger.log_warn(f"recpress: no latency metrics ({error})")
+        return None
