@@ -20,8 +20,13 @@ __all__ = [
     "RepositoryError",
     "RequestError",
     "ServerError",
+    "SourceError",
     "UnsupportedLayerError",
 ]
+
+
+class SourceError(RecpressError):
+    """A model named as ``module:function`` cannot be made."""
 
 
 class RecipeError(RecpressError):

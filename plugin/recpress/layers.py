@@ -5,10 +5,11 @@ layer of torch with the same call.
 """
 
 import torch
+from torch import Tensor, nn
+
 from recpress_kernels import embedding_bag_rows, int8_linear
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
 from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
-from torch import Tensor, nn
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

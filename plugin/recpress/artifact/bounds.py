@@ -6,6 +6,8 @@ models with one table for all fields do, changes them by little; anything else l
 column stays unbounded. The look-ups themselves are answered with row 0.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -29,10 +31,11 @@ class _Tracer(torch.fx.Interpreter):
             for t, table in enumerate(tables):
                 self.seen.append((indices[int(offsets[t * batch]) : int(offsets[(t + 1) * batch])], table.shape[0]))
             args = (tables, torch.zeros_like(indices), *args[2:])
-        elif target is ops.aten.embedding.default:
-            self.seen.append((args[1], args[0].shape[0]))
-            args = (args[0], torch.zeros_like(args[1]), *args[2:])
-        elif target in (ops.aten.embedding_bag.default, ops.aten.embedding_bag.padding_idx):
+        elif target in (
+            ops.aten.embedding.default,
+            ops.aten.embedding_bag.default,
+            ops.aten.embedding_bag.padding_idx,
+        ):
             self.seen.append((args[1], args[0].shape[0]))
             args = (args[0], torch.zeros_like(args[1]), *args[2:])
         return super().call_function(target, args, kwargs)
@@ -62,11 +65,9 @@ def table_bounds(program: ExportedProgram, examples: tuple[Tensor, ...]) -> list
         codes += [(int(code), position, column) for column, code in enumerate(drawn)]
         inputs.append(drawn.to(example.dtype).expand(_BATCH, columns).reshape(_BATCH, *example.shape[1:]).clone())
     tracer = _Tracer(program.module())
-    try:
-        with torch.no_grad():
-            tracer.run(*inputs)
-    except Exception:  # noqa: BLE001 - whatever a model does with nonsense ids, what was seen until then stands
-        pass
+    # Whatever a model does with nonsense for ids, what was seen until then stands.
+    with torch.no_grad(), contextlib.suppress(Exception):
+        tracer.run(*inputs)
     return _collect(tracer.seen, codes, len(examples))
 
 

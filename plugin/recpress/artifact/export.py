@@ -30,8 +30,8 @@ from recpress.artifact.manifest import (
     versions,
     write_manifest,
 )
-from recpress.pipeline import Compressed
 from recpress.errors import ArtifactError, ExportError
+from recpress.pipeline import Compressed
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _META = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest

@@ -23,6 +23,12 @@ class Histogram:
     def count(self) -> int:
         return int(self.counts[-1]) if self.counts else 0
 
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """What was observed after ``earlier``, a reading of the same histogram."""
+        before = dict(zip(earlier.bounds, earlier.counts, strict=True))
+        counts = tuple(count - before.get(bound, 0.0) for bound, count in zip(self.bounds, self.counts, strict=True))
+        return Histogram(self.bounds, counts, self.total - earlier.total)
+
     def quantile(self, q: float) -> float:
         """The q-quantile in seconds, linear within its bucket, as PromQL's ``histogram_quantile`` has it.
 

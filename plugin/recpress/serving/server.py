@@ -140,6 +140,10 @@ class Server:
                 raise ServerError(f"the server was not ready after {self.ready_timeout_s:.0f} s: {self._why()}")
             time.sleep(0.05)
 
+    def wait(self) -> int:
+        """Wait until the server ends by itself; its exit code."""
+        return self.process.wait()
+
     def is_ready(self) -> bool:
         """Whether the server says that it and all its models are ready."""
         return http_ready(f"{_reachable(self.host)}:{self.ports.http}")

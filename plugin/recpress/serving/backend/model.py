@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 import triton_python_backend_utils as pb_utils
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from recpress.artifact.load import load
 from recpress.errors import IndexBoundsError, RecpressError
 from recpress.serving.rows import RowChecker, join, split
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 BUCKETS_S = [0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
 

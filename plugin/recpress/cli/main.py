@@ -1,0 +1,150 @@
+"""The command line: parses, calls the library, and turns its errors into one message and exit code 1."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recpress.errors import RecpressError, ServerError
+
+app = typer.Typer(
+    help="Compress PyTorch recommenders and serve them from NVIDIA Triton Inference Server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:FUNCTION",
+        help="A function that returns (model, {input name: example tensor}), or with a third item: evaluate(model).",
+    ),
+]
+RecipeOption = Annotated[str, typer.Option(help="A preset's name, or a YAML file.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except RecpressError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+def _terminated(*_: object) -> None:
+    # As an exception, so that what is running is stopped and removed on the way out.
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+@app.command()
+def compress(source: Source, recipe: RecipeOption = "int8") -> None:
+    """Compress a model and print what became of each layer; nothing is written."""
+    from recpress.cli.source import compress_source
+    from recpress.report.tables import print_report
+
+    compressed, _ = compress_source(source, recipe)
+    print_report(compressed.report)
+
+
+@app.command()
+def export(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(help="The artifact's folder; it must not exist.")],
+    recipe: RecipeOption = "int8",
+) -> None:
+    """Compress a model and write it as an artifact."""
+    from recpress.artifact.export import export as write
+    from recpress.cli.source import compress_source
+    from recpress.report.tables import print_manifest, print_report
+
+    compressed, examples = compress_source(source, recipe)
+    manifest = write(compressed, folder, example_inputs=tuple(examples.values()), input_names=tuple(examples))
+    print_report(compressed.report)
+    print_manifest(manifest, folder)
+
+
+@app.command()
+def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
+    """Load an artifact, replay its golden rows, and print what it holds."""
+    from recpress.artifact.load import check_golden
+    from recpress.artifact.load import load as read
+    from recpress.report.tables import print_manifest
+
+    model = read(folder)
+    print_manifest(model.manifest, folder, deviation=check_golden(model, folder))
+
+
+@app.command()
+def package(
+    folder: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    repository: Annotated[Path, typer.Argument(help="The model repository.")],
+    name: Annotated[str, typer.Option(help="The model's name in the repository.")],
+    max_batch_size: Annotated[int, typer.Option(help="Rows of the largest batch.")] = 1024,
+    instances: Annotated[int, typer.Option(help="Processes that serve the model.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each instance.")] = 1,
+    queue_delay_us: Annotated[int, typer.Option(help="Microseconds a request may wait for others.")] = 0,
+) -> None:
+    """Add an artifact to a model repository, as the next version of a model."""
+    from recpress.serving.repository import package as add
+
+    version = add(
+        folder,
+        repository,
+        name=name,
+        max_batch_size=max_batch_size,
+        instances=instances,
+        threads=threads,
+        queue_delay_us=queue_delay_us,
+    )
+    typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Argument(help="The model repository.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8002,
+    ready_timeout: Annotated[float, typer.Option(help="Seconds that the models may take to load.")] = 60.0,
+) -> None:
+    """Serve a model repository in the foreground; Ctrl-C stops it. The server logs to standard error."""
+    from recpress.serving.server import Ports, Server
+
+    ports = Ports(http_port, grpc_port, metrics_port)
+    with Server(repository, host=host, ports=ports, log=None, ready_timeout_s=ready_timeout) as server:
+        names = ", ".join(sorted(path.parent.name for path in repository.glob("*/config.pbtxt")))
+        urls = ", ".join(f"{kind} {server.url(kind)}" for kind in ("http", "grpc", "metrics"))
+        typer.echo(f"ready: {names} ({urls}); Ctrl-C stops the server")
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            typer.echo("stopping")
+            return
+    raise ServerError(f"the server ended by itself with exit code {code}; its log above says why")
+
+
+@app.command()
+def doctor() -> None:
+    """Print what is there for compressing and serving, and what is missing with its remedy."""
+    from recpress.cli.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the artifact, repository and report.")] = Path(
+        "recpress-demo"
+    ),
+    requests: Annotated[int, typer.Option(help="Requests to send to the server.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+) -> None:
+    """Train a DLRM on MovieLens-100K, compress it, serve it from the real server, and report."""
+    from recpress.demo import run
+
+    run(output, requests=requests, seed=seed)

@@ -1,0 +1,246 @@
+"""The demo: MovieLens-100K to scores from the real server, through the library's own verbs."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from recpress.errors import MissingDependencyError, ProbeError, RepositoryError
+from recpress.latency import Latency, interleave
+
+NAME = "movielens_dlrm"
+BATCHES = (1, 64)
+DIM, BOTTOM, TOP = 16, (256, 128), (512, 256)
+_MARKER = ".recpress-demo"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo measured; latencies in seconds, by batch size.
+
+    Attributes:
+        quality: ``auc`` and ``logloss`` on the test rows, of ``original`` and ``compressed``.
+        size: bytes of parameters and buffers of both.
+        local: in this process, on one thread: the original in eager torch, and the loaded artifact.
+        served: by a client of the server, over gRPC, one request at a time.
+        execute: inside the server's backend, from its histogram.
+        deviation: largest difference of a served score from the local one, and ``atol`` what is allowed.
+    """
+
+    source: str
+    seed: int
+    quality: dict[str, dict[str, float]]
+    size: dict[str, int]
+    local: dict[int, dict[str, Latency]]
+    served: dict[int, Latency]
+    execute: dict[str, float]
+    requests: int
+    deviation: float
+    atol: float
+
+
+def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
+    """Run the demo and leave artifact, repository, ``result.json`` and ``report.html`` in ``output``.
+
+    Raises:
+        MissingDependencyError: the extra ``demo`` is not installed.
+        DataError: MovieLens-100K cannot be had.
+        RepositoryError: ``output`` exists and was not made by the demo.
+        ServerError, ProbeError: the server does not start, or answers with other scores.
+    """
+    _require_extra()
+    from recpress.artifact.export import export
+    from recpress.artifact.load import load
+    from recpress.pipeline import compress
+    from recpress.report.html import write_page
+    from recpress.serving.repository import package
+    from recpress.serving.server import Server
+    from recpress.zoo.quality import quality
+
+    _prepare(output)
+    console = Console()
+    with _progress(console) as step:
+        data, model = _train(step, seed)
+        step("compressing and evaluating")
+        compressed = compress(model, "int8", evaluate=lambda m: quality(m, data.test))
+        step("exporting, loading back and comparing")
+        artifact, repository = output / "artifact", output / "model_repository"
+        examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
+        export(
+            compressed,
+            artifact,
+            example_inputs=tuple(examples.values()),
+            input_names=tuple(examples),
+            output_names=("logit",),
+        )
+        loaded = load(artifact)
+        package(artifact, repository, name=NAME)
+        step("timing in process")
+        local = time_local(model, loaded.module, data.test)
+        step("starting the server")
+        with Server(repository) as server:
+            served, execute, deviation = _load_and_compare(step, server, artifact, loaded, data.test, requests)
+        step("writing the report")
+        report = compressed.report
+        result = Result(
+            source=data.source,
+            seed=seed,
+            quality={"original": report.quality_before, "compressed": report.quality_after},
+            size={"original": report.bytes_before, "compressed": report.bytes_after},
+            local=local,
+            served=served,
+            execute=execute,
+            requests=requests,
+            deviation=deviation,
+            atol=loaded.manifest.golden.atol,
+        )
+        (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+        write_page(output / "report.html", loaded.manifest, result)
+    print_result(console, result, output)
+    return result
+
+
+def _require_extra() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import torchmetrics  # noqa: F401
+        import tritonclient.grpc  # noqa: F401
+        from prometheus_client import parser  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the demo needs a package that is not installed ({error}); install it with: pip install 'recpress[demo]'"
+        ) from None
+
+
+def _prepare(output: Path) -> None:
+    if output.exists():
+        if not (output / _MARKER).is_file():
+            raise RepositoryError(f"{output} exists and was not made by the demo; give another folder with --output")
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    (output / _MARKER).touch()
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator["_Step"]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield _Step(progress)
+
+
+class _Step:
+    """The bar of the step at hand; the one before it is closed when a new one begins."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._task = progress, None
+
+    def __call__(self, description: str, total: int | None = 1) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=1, completed=1)
+        self._task = self._progress.add_task(description, total=total, note="")
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        self._progress.update(self._task, total=total, completed=done, note=note)
+
+
+def _train(step: _Step, seed: int):
+    from recpress.data import movielens
+    from recpress.zoo.dlrm import DLRM
+    from recpress.zoo.train import train
+
+    step("fetching MovieLens-100K")
+    data = movielens.load()
+    step.advance(1, 1, data.source)
+    step("training a DLRM")
+    torch.manual_seed(seed)
+    model = DLRM(num_dense=len(data.dense_names), table_rows=data.table_rows, dim=DIM, bottom=BOTTOM, top=TOP)
+    train(model, data.train, data.valid, seed=seed, on_epoch=lambda *args: step.advance(*args))
+    return data, model
+
+
+def time_local(model: torch.nn.Module, module: torch.nn.Module, rows) -> dict[int, dict[str, Latency]]:
+    """Time the original and the loaded module on the first rows, in turn, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        local = {}
+        with torch.inference_mode():
+            for batch in BATCHES:
+                inputs = rows.dense[:batch], rows.sparse[:batch]
+                calls = {"original": lambda x=inputs: model(*x), "compressed": lambda x=inputs: module(*x)}
+                local[batch] = interleave(calls)
+        return local
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
+    """Golden rows over both protocols, then ``requests`` requests of real rows; all scores must be the local ones."""
+    from recpress.serving.client import Client
+    from recpress.serving.metrics import EXECUTE_SECONDS, fetch_text, read_histogram
+    from recpress.serving.probe import replay_golden
+
+    step("replaying golden rows")
+    for protocol in ("http", "grpc"):
+        with Client(server.url(protocol), protocol=protocol) as client:
+            replay_golden(client, NAME, artifact)
+    step("sending requests")
+    labels = {"model": NAME}
+    before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    with Client(server.url("grpc")) as client:
+        served, deviation = send(client, loaded, rows, requests, step.advance)
+    after = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    mine = after.since(before)
+    return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, deviation
+
+
+def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[dict[int, Latency], float]:
+    """Send rows in batches of 1 and 64 in turn and compare each score with the local one.
+
+    Raises:
+        ProbeError: a score deviates by more than the manifest allows.
+    """
+    seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    atol, worst = loaded.manifest.golden.atol, 0.0
+    for i in range(requests):
+        batch = BATCHES[i % len(BATCHES)]
+        begin = (i * batch) % (len(rows.label) - batch)
+        inputs = {"dense": rows.dense[begin : begin + batch], "sparse": rows.sparse[begin : begin + batch]}
+        expected = loaded.score(inputs)["logit"].numpy()
+        sent = {name: tensor.numpy() for name, tensor in inputs.items()}
+        start = time.perf_counter()
+        answer = client.score(NAME, sent)["logit"]
+        seconds[batch].append(time.perf_counter() - start)
+        difference = np.abs(answer.reshape(-1) - expected)
+        worst = max(worst, float(difference.max()) if answer.size == expected.size else np.inf)
+        if not worst <= atol:
+            raise ProbeError(
+                f"request {i}: a served score is {worst:.3g} away from the local one; allowed is {atol:.3g}"
+            )
+        advance(i + 1, requests)
+    return {batch: Latency.of(np.array(taken)) for batch, taken in seconds.items() if taken}, worst
+
+
+def print_result(console: Console, result: Result, output: Path) -> None:
+    """The demo's table, losses included, and where everything is."""
+    from recpress.report.demo_table import rows
+
+    table = Table("", "original", "compressed", "change", title=f"DLRM on MovieLens-100K ({result.source})")
+    for row in rows(result):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{result.requests} requests served; scores differ from the local ones by at most {result.deviation:.2g} "
+        f"(allowed: {result.atol:.2g}). Report: {output / 'report.html'}\n"
+        f"Serve it yourself: recpress serve {output / 'model_repository'}"
+    )

@@ -1,0 +1,36 @@
+"""Time calls in one process, variants in turn, so that what drifts on the machine drifts for all of them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of the time of one call, in seconds, over ``calls`` calls."""
+
+    p50: float
+    p99: float
+    calls: int
+
+    @staticmethod
+    def of(seconds: np.ndarray) -> "Latency":
+        """From the times of single calls, ``[calls]`` in seconds."""
+        return Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99)), len(seconds))
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]], *, calls: int = 300, warm_up: int = 20
+) -> dict[str, Latency]:
+    """Call each variant in turn, ``calls`` times after ``warm_up`` uncounted ones, and time each call."""
+    seconds = {name: np.empty(calls) for name in variants}
+    for i in range(-warm_up, calls):
+        for name, call in variants.items():
+            begin = time.perf_counter()
+            call()
+            taken = time.perf_counter() - begin
+            if i >= 0:
+                seconds[name][i] = taken
+    return {name: Latency.of(taken) for name, taken in seconds.items()}

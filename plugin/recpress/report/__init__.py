@@ -1,0 +1,1 @@
+"""Show what was done: tables on a terminal, and a page of HTML."""

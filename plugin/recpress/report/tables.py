@@ -1,0 +1,68 @@
+"""Tables of a compression, an artifact and the demo, for a terminal."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from recpress.artifact.manifest import Layer, Manifest
+from recpress.pipeline import Report
+from recpress.rewrite import Row
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes with a binary unit: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def print_report(report: Report) -> None:
+    """Each module with what became of it, the totals, and the quality before and after."""
+    console = Console()
+    console.print(layers_table(report.rows))
+    console.print(
+        f"recipe {report.recipe.name}: {report.parameters:,} parameters, {human_bytes(report.bytes_before)} to "
+        f"{human_bytes(report.bytes_after)} ({report.bytes_after / max(report.bytes_before, 1):.1%})"
+    )
+    for name, before in report.quality_before.items():
+        after = report.quality_after[name]
+        console.print(f"{name}: {before:.5f} to {after:.5f} ({after - before:+.5f})")
+
+
+def layers_table(rows: Iterable[Row | Layer]) -> Table:
+    """One line a module."""
+    table = Table("layer", "kind", "parameters", "before", "after", "what was done, or why not")
+    for row in rows:
+        what = row.scheme if row.status == "compressed" else f"{row.status}: {row.reason}"
+        table.add_row(
+            ", ".join(row.names) or "(model)",
+            row.layer,
+            f"{row.parameters:,}",
+            human_bytes(row.bytes_before),
+            human_bytes(row.bytes_after),
+            what,
+        )
+    return table
+
+
+def print_manifest(manifest: Manifest, folder: str | Path, *, deviation: float | None = None) -> None:
+    """Inputs, outputs, sizes and golden rows of an artifact."""
+    console = Console()
+    table = Table("", "name", "dtype", "shape of a row", "indexes tables of")
+    for spec in manifest.inputs:
+        rows = [str(high + 1) for high in spec.table_high if high is not None]
+        shown = ", ".join(rows[:8]) + (", …" if len(rows) > 8 else "")
+        table.add_row("input", spec.name, spec.dtype, str(list(spec.shape)), f"{shown} rows" if rows else "")
+    for spec in manifest.outputs:
+        table.add_row("output", spec.name, spec.dtype, str(list(spec.shape)), "")
+    console.print(table)
+    golden = manifest.golden
+    seen = "" if deviation is None else f", {deviation:.3g} seen now"
+    console.print(
+        f"{folder}: recipe {manifest.recipe.name}, {human_bytes(manifest.bytes_before)} to "
+        f"{human_bytes(manifest.bytes_after)}; {golden.rows} golden rows, {golden.atol:.3g} allowed{seen}"
+    )
