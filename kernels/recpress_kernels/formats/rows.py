@@ -76,9 +76,10 @@ def _to_float16(x: Tensor, *, toward: float) -> Tensor:
 
 
 def split_rows_int8(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of ``packed`` uint8 ``[rows, dim + 4]``: codes ``[rows, dim]``, scale and bias float16 ``[rows]``."""
+    """``packed`` uint8 ``[rows, dim + 4]`` as codes ``[rows, dim]`` (a view), scale and bias float16 ``[rows]``."""
     dim = packed.shape[1] - TAIL_BYTES
-    tail = packed[:, dim:].contiguous().view(torch.float16)
+    # A copy, even of one row: in a row of odd width the pair is not aligned.
+    tail = packed[:, dim:].clone(memory_format=torch.contiguous_format).view(torch.float16)
     return packed[:, :dim], tail[:, 0], tail[:, 1]
 
 

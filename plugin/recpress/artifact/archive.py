@@ -1,10 +1,10 @@
 """What may stand in ``graph.pt2``: checked before torch reads it, since torch trusts it.
 
-``torch.export.load`` unpickles sample inputs, pickled tensors and custom objects; looks up the functions of the
-graph by dotted name under ``torch``, from where ``os`` can be reached; evaluates shape expressions through sympy;
-imports modules that a tree of inputs names; and compiles Python from guards and from the names of nodes and
-arguments. A forged file could run code by each of these. So nothing passes that is not on the lists below; a file
-written by :func:`recpress.export` needs no more.
+``torch.export.load`` unpickles sample inputs, pickled tensors and custom objects, and evaluates shape expressions
+through sympy: a forged file runs code by each of these. It also looks functions up by dotted name, imports modules
+that the description of the inputs names, and generates Python from guards and from the names of nodes and
+arguments, with fewer checks of its own than one would like. So nothing passes that is not on the lists below; a
+file written by :func:`recpress.export` needs no more.
 """
 
 import ast

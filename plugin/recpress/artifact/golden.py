@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from recpress.artifact.manifest import DTYPES, Golden, InputSpec
 from recpress.errors import ExportError
+from recpress_kernels.formats.rows import split_rows_int8
 
 ROWS = 64
 BATCHES = (1, 7, ROWS)
@@ -119,8 +120,8 @@ def _change_scales(module: torch.fx.GraphModule) -> Iterator[str]:
         tensor = module.get_buffer(name)
         saved = tensor.clone()
         if table:
-            scale = tensor[:, -4:-2].contiguous().view(torch.float16)
-            tensor[:, -4:-2] = (scale * (1 + STEP)).view(torch.uint8)
+            _, scale, _ = split_rows_int8(tensor)
+            tensor[:, -4:-2] = (scale * (1 + STEP))[:, None].view(torch.uint8)
         else:
             tensor.mul_(1 + STEP)
         try:

@@ -84,11 +84,12 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
     check_archive(folder / GRAPH)
     program = _program(folder)
     _fill(program, folder)
-    module = program.module()
     if torch.device(device).type != "cpu":
         from torch.export.passes import move_to_device_pass
 
-        module = move_to_device_pass(program, str(device)).module()
+        program = move_to_device_pass(program, str(device))
+    # Guards would check shapes at every call, which LoadedModel and the server have checked already.
+    module = program.module(check_guards=False)
     model = LoadedModel(module, manifest, torch.device(device))
     check_golden(model, folder)
     return model

@@ -47,6 +47,6 @@ def replay_golden(client: Client, model: str, artifact: str | Path, *, batch: in
     if worst > manifest.golden.atol:
         raise ProbeError(
             f"{model} at {client.url} ({client.protocol}) scores golden rows up to {worst:.3g} away from their stored "
-            f"scores; allowed are {manifest.golden.atol:.3g}; it does not serve what was exported: take it out of service"
+            f"scores; allowed are {manifest.golden.atol:.3g}; it serves other weights: take it out of service"
         )
     return Probe(manifest.golden.rows, worst, manifest.golden.atol)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from recpress import layers
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_close_and_small(bias):
+    linear = nn.Linear(64, 32, bias=bias)
+    small = layers.compressed(linear)
+    x = torch.randn(3, 5, 64)
+    assert (small(x) - linear(x)).norm() / linear(x).norm() < 0.02
+    assert sum(b.nbytes for b in small.buffers()) < 0.32 * sum(p.nbytes for p in linear.parameters())
+    assert not list(small.parameters())
+
+
+def test_embedding_takes_any_shape_of_indices():
+    embedding = nn.Embedding(20, 8, padding_idx=0)
+    small = layers.compressed(embedding)
+    for indices in (
+        torch.tensor(3),
+        torch.randint(0, 20, (4,)),
+        torch.randint(0, 20, (2, 3, 5)),
+        torch.zeros(0).long(),
+    ):
+        torch.testing.assert_close(small(indices), embedding(indices), rtol=0, atol=0.02)
+    assert torch.equal(small(torch.tensor([0])), torch.zeros(1, 8)), "the padding row stays exactly zero"
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bag_takes_rows_of_indices_or_offsets(mode):
+    bag = nn.EmbeddingBag(20, 8, mode=mode)
+    small = layers.compressed(bag)
+    square = torch.randint(0, 20, (4, 6))
+    torch.testing.assert_close(small(square), bag(square), rtol=0, atol=0.1)
+    flat, offsets = torch.randint(0, 20, (7,)), torch.tensor([0, 0, 3, 7])
+    torch.testing.assert_close(small(flat, offsets), bag(flat, offsets), rtol=0, atol=0.1)
+    assert torch.equal(small(flat, offsets)[[0, 3]], torch.zeros(2, 8)), "empty bags are zero"
+
+
+def test_bag_with_the_last_offset_and_weights():
+    bag = nn.EmbeddingBag(20, 8, mode="sum", include_last_offset=True)
+    small = layers.compressed(bag)
+    flat, offsets, weights = torch.randint(0, 20, (7,)), torch.tensor([0, 3, 7]), torch.rand(7)
+    torch.testing.assert_close(small(flat, offsets, weights), bag(flat, offsets, weights), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_keeps_the_dtype(dtype):
+    assert layers.compressed(nn.Embedding(4, 8).to(dtype))(torch.tensor([1])).dtype == dtype
+    assert layers.compressed(nn.Linear(4, 8).to(dtype))(torch.ones(1, 4, dtype=dtype)).dtype == dtype
+
+
+def hooked():
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (hooked(), "forward hooks"),
+        (nn.Linear(2, 2).double(), "torch.float64"),
+        (nn.Linear(0, 2), "0 inputs"),
+        (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
+        (nn.EmbeddingBag(4, 4, mode="max"), "mode is 'max'"),
+        (nn.EmbeddingBag(4, 4, mode="sum", padding_idx=0), "padding_idx"),
+    ],
+)
+def test_says_why_a_layer_is_refused(layer, reason):
+    assert reason in layers.refusal(layer)

@@ -1,0 +1,71 @@
+import pytest
+
+from recpress.errors import RecipeError
+from recpress.recipe import PRESETS, Recipe, as_recipe
+
+LAYERS = {"bottom.0": "linear", "top.0": "linear", "top.2": "linear", "tables.0": "embedding"}
+
+
+def test_schemes_follow_the_kind_and_overrides_follow_the_name():
+    recipe = Recipe(embedding="keep", overrides={"top.*": "keep", "tables.0": "int8"})
+    schemes = {name: scheme for name, (scheme, _) in recipe.schemes(LAYERS).items()}
+    assert schemes == {"bottom.0": "int8", "top.0": "keep", "top.2": "keep", "tables.0": "int8"}
+    assert recipe.schemes(LAYERS)["top.0"][1] == "recipe, override 'top.*'"
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = Recipe(name="mine", linear="keep", overrides={"top.0": "int8"})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert as_recipe(path) == recipe == as_recipe(str(path))
+
+
+def test_presets_are_named_after_themselves():
+    assert all(as_recipe(name).name == name for name in PRESETS)
+
+
+def test_is_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        Recipe().linear = "keep"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"liner": "int8"}, "unknown key 'liner'; allowed are: name, linear, embedding, overrides"),
+        ({"linear": "int7"}, "'linear' is 'int7'.*'int8' or 'keep'"),
+        ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),
+    ],
+)
+def test_refuses_unknown_keys_and_values(given, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(**given)
+
+
+def test_a_pattern_that_matches_nothing_lists_the_layers():
+    with pytest.raises(RecipeError, match=r"'tops\.\*' matches no layer; the model's layers are: 'bottom.0', 'top.0'"):
+        Recipe(overrides={"tops.*": "keep"}).schemes(LAYERS)
+
+
+def test_patterns_that_collide_are_named():
+    with pytest.raises(RecipeError, match=r"'top\.\*' and '\*\.2' both match layer 'top.2'"):
+        Recipe(overrides={"top.*": "keep", "*.2": "int8"}).schemes(LAYERS)
+    same = Recipe(overrides={"top.*": "keep", "*.2": "keep"}).schemes(LAYERS)
+    assert same["top.2"][0] == "keep"
+
+
+@pytest.mark.parametrize(
+    "text, message", [("- int8", "must be a mapping"), ("{", "is not YAML"), ("1: 2", "must be a mapping")]
+)
+def test_refuses_a_file_of_another_form(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        as_recipe(path)
+
+
+def test_no_such_preset_or_file(tmp_path):
+    with pytest.raises(RecipeError, match="no preset is called 'int3'; there are: int8"):
+        as_recipe("int3")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        as_recipe(tmp_path / "absent.yaml")
