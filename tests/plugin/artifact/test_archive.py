@@ -119,7 +119,7 @@ def argument_name(trace):
 @pytest.mark.parametrize("attack", [operating_system, argument_name], ids=lambda attack: attack.__name__)
 def test_what_torch_alone_would_have_to_catch_is_refused(attack, artifact, tmp_path):
     folder = forge(artifact, tmp_path / "forged", attack(tmp_path / "trace"))
-    with pytest.raises(ArtifactError, match="(calls 'torch.os.mkdir'|holds the name)"):
+    with pytest.raises(ArtifactError, match=r"(calls 'torch.os.mkdir'|holds the name)"):
         recpress.load(folder)
 
 

@@ -1,0 +1,305 @@
+"""The real server on loopback: scores, bad input, refusals, and what is left behind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from support.small import small_inputs
+
+import recpress
+from recpress.artifact.manifest import read_manifest, sha256, write_manifest
+from recpress.errors import ProbeError, RepositoryError, RequestError, ServerError
+from recpress.serving import server as module
+from recpress.serving.bundle import lay_out_backends
+from recpress.serving.client import Client
+from recpress.serving.metrics import EXECUTE_SECONDS, fetch_text, read_histogram
+from recpress.serving.probe import replay_golden
+from recpress.serving.server import ANY_PORTS, Ports, Server
+
+pytestmark = pytest.mark.server
+
+
+def processes_of(folder):
+    """Command lines of other running processes that name ``folder``."""
+    found = []
+    for path in set(Path("/proc").glob("[0-9]*/cmdline")) - {Path(f"/proc/{os.getpid()}/cmdline")}:
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def shared_memory():
+    return sorted(Path("/dev/shm").glob("recpress_*"))
+
+
+@pytest.fixture(scope="module")
+def repository(artifact, tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "repo"
+    recpress.package(artifact, path, name="small", max_batch_size=256, queue_delay_us=20_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    with Server(repository) as running:
+        yield running
+
+
+@pytest.fixture(params=["grpc", "http"])
+def client(server, request):
+    with Client(server.url(request.param), protocol=request.param) as connected:
+        yield connected
+
+
+def wire(rows, seed=0):
+    dense, sparse = small_inputs(rows, seed=seed)
+    return {"dense": dense.numpy(), "sparse": sparse.numpy()}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_golden_rows(client, artifact, batch):
+    probe = replay_golden(client, "small", artifact, batch=batch)
+    assert probe.rows == 64 and probe.deviation <= probe.atol
+
+
+@pytest.mark.parametrize("rows", [1, 5, 256])
+def test_scores_are_the_local_ones(client, artifact, rows):
+    local = recpress.load(artifact)
+    dense, sparse = small_inputs(rows, seed=5)
+    want = local.score({"dense": dense, "sparse": sparse})["logit"].numpy()
+    got = client.score("small", {"dense": dense.numpy(), "sparse": sparse.numpy()})["logit"]
+    assert got.shape == (rows, 1) and got.dtype == np.float32
+    assert np.abs(got[:, 0] - want).max() <= local.manifest.golden.atol
+
+
+BAD = {
+    "nan": (
+        lambda x: x["dense"].__setitem__((1, 2), np.nan),
+        "input 'dense', row 1, column 2 is nan; it must be finite",
+    ),
+    "inf": (lambda x: x["dense"].__setitem__((0, 0), -np.inf), "input 'dense', row 0, column 0 is -inf"),
+    "past the table": (lambda x: x["sparse"].__setitem__((2, 1), 7), "row 2, column 1 is 7; allowed are 0 to 6"),
+    "negative": (lambda x: x["sparse"].__setitem__((0, 3), -1), "row 0, column 3 is -1; allowed are 0 to 299"),
+    "huge": (lambda x: x["sparse"].__setitem__((0, 0), 2**62), "allowed are 0 to 39"),
+    "narrow": (lambda x: x.update(sparse=x["sparse"][:, :3].copy()), r"Expected \[-1,4\], got \[3,3\]"),
+    "another dtype": (lambda x: x.update(sparse=x["sparse"].astype(np.int32)), "INT32"),
+    "no rows": (lambda x: x.update({k: v[:0] for k, v in x.items()}), "byte size|batch"),
+    "missing": (lambda x: x.pop("dense"), "dense"),
+    "unknown": (lambda x: x.update(extra=x["dense"]), "extra"),
+    "unequal batches": (lambda x: x.update(dense=x["dense"][:2].copy()), "batch"),
+    "too many rows": (lambda x: x.update(wire(257)), "256"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_refused_by_name(client, kind):
+    change, message = BAD[kind]
+    inputs = wire(3)
+    change(inputs)
+    with pytest.raises(RequestError, match=message) as refused:
+        client.score("small", inputs)
+    assert "Traceback" not in str(refused.value) and "site-packages" not in str(refused.value)
+
+
+def test_unknown_model_and_version(client):
+    with pytest.raises(RequestError, match="'absent' is not found"):
+        client.score("absent", wire(1))
+    with pytest.raises(RequestError, match="version"):
+        client.score("small", wire(1), version="9")
+
+
+def test_one_bad_request_of_a_joined_batch_fails_alone(server, artifact):
+    # The queue waits 20 ms, so that requests sent at once are joined into one batch.
+    local = recpress.load(artifact)
+    outcomes = {}
+
+    def send(i):
+        inputs = wire(2, seed=i)
+        if i == 5:
+            inputs["sparse"][1, 0] = 40
+        with Client(server.url("grpc")) as own:
+            barrier.wait()
+            try:
+                outcomes[i] = own.score("small", inputs)["logit"][:, 0]
+            except RequestError as error:
+                outcomes[i] = str(error)
+
+    barrier = threading.Barrier(12)
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(12)]
+    before = _executions(server)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert _executions(server) - before < 12, "the requests were joined"
+    assert [i for i, outcome in outcomes.items() if isinstance(outcome, str)] == [5]
+    assert "row 1, column 0 is 40" in outcomes[5]
+    for i in set(range(12)) - {5}:
+        dense, sparse = small_inputs(2, seed=i)
+        want = local.score({"dense": dense, "sparse": sparse})["logit"].numpy()
+        assert np.abs(outcomes[i] - want).max() <= local.manifest.golden.atol
+
+
+def _executions(server):
+    for line in fetch_text(server.url("metrics")).splitlines():
+        if line.startswith('nv_inference_exec_count{model="small"'):
+            return float(line.split()[-1])
+    raise AssertionError("no execution count")
+
+
+def test_latency_histogram_counts_requests(server):
+    labels = {"model": "small", "version": "1"}
+    with Client(server.url("grpc")) as client:
+        client.score("small", wire(1))
+        before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+        for _ in range(10):
+            client.score("small", wire(3))
+    new = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels).since(before)
+    assert new.count == 10 and 0 < new.quantile(0.5) < 1 and 0 < new.total < 10
+
+
+def test_scores_that_the_backend_perturbs_are_caught(repository, artifact, monkeypatch):
+    """The control of every comparison above: a backend whose scores are a little off must fail them."""
+
+    def perturbed(bundle, folder):
+        lay_out_backends(bundle, folder)
+        path = folder / "recpress" / "model.py"
+        text = path.read_text()
+        assert "sent = output.reshape" in text
+        path.write_text(text.replace("sent = output.reshape", "sent = (output + 1e-2).reshape"))
+
+    monkeypatch.setattr(module, "lay_out_backends", perturbed)
+    with Server(repository) as running:
+        for protocol in ("grpc", "http"):
+            with (
+                Client(running.url(protocol), protocol=protocol) as client,
+                pytest.raises(ProbeError, match="up to 0.01 away"),
+            ):
+                replay_golden(client, "small", artifact)
+
+
+def test_weights_that_score_otherwise_do_not_become_ready(artifact, tmp_path):
+    """A scale that changed, with hashes made to agree: the golden rows refuse it, inside the server."""
+    version = recpress.package(artifact, tmp_path / "repo", name="small")
+    weights = load_file(version / "weights.safetensors")
+    weights["top.2.weight_scale"] *= 1.01
+    save_file(weights, version / "weights.safetensors")
+    manifest = read_manifest(version)
+    hashes = manifest.sha256 | {"weights.safetensors": sha256(version / "weights.safetensors")}
+    write_manifest(version, manifest.model_copy(update={"sha256": hashes}))
+    with pytest.raises(ServerError, match=r"model small, version 1: .*golden rows"):
+        Server(tmp_path / "repo").start()
+    assert not processes_of(tmp_path)
+
+
+def test_an_artifact_that_is_cut_short_is_named(artifact, tmp_path):
+    version = recpress.package(artifact, tmp_path / "repo", name="small")
+    (version / "golden.safetensors").unlink()
+    with pytest.raises(ServerError, match=r"model small, version 1: .*golden.safetensors is missing"):
+        Server(tmp_path / "repo").start()
+
+
+def test_a_busy_port_is_named(repository):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"the grpc port {port} on 127.0.0.1 cannot be used.*--grpc-port"):
+            Server(repository, ports=Ports(0, port, 0)).start()
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p / "x").mkdir(parents=True)])
+def test_no_repository_or_no_model(tmp_path, make):
+    make(tmp_path / "repo")
+    with pytest.raises(RepositoryError, match="recpress package"):
+        Server(tmp_path / "repo").start()
+
+
+def test_time_to_become_ready_is_bounded(artifact, tmp_path):
+    recpress.package(artifact, tmp_path / "repo", name="small")
+    with pytest.raises(ServerError, match="not ready after 0 s"):
+        Server(tmp_path / "repo", ready_timeout_s=0.01).start()
+    assert not processes_of(tmp_path)
+
+
+def test_no_server_to_reach():
+    for protocol in ("grpc", "http"):
+        with (
+            Client("127.0.0.1:1", protocol=protocol, timeout_s=2) as client,
+            pytest.raises(ServerError, match=r"127\.0\.0\.1:1"),
+        ):
+            client.score("small", wire(1))
+
+
+def test_stop_leaves_no_process_no_shared_memory_and_no_file(repository):
+    before = set(shared_memory())
+    server = Server(repository, ports=ANY_PORTS)
+    server.start()
+    folder = server._folder
+    try:
+        assert processes_of(folder) and set(shared_memory()) - before
+    finally:
+        server.stop()
+        server.stop()
+    assert not processes_of(folder) and not folder.exists()
+    assert set(shared_memory()) <= before
+
+
+def start_serving(repository, log):
+    """``recpress serve`` as a user starts it, on free ports; what it prints goes to ``log``."""
+    command = [sys.executable, "-m", "recpress.cli", "serve", str(repository)]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    with log.open("wb") as output:
+        return subprocess.Popen([*command, *ports], stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_for(process, log, text, seconds=60):
+    deadline = time.monotonic() + seconds
+    while text not in log.read_text(errors="replace"):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["loading", "ready"])
+def test_serve_in_the_foreground_stops_on_a_signal(artifact, tmp_path, number, when):
+    recpress.package(artifact, tmp_path / "repo", name="small")
+    before = set(shared_memory())
+    log = tmp_path / "log"
+    process = start_serving(tmp_path / "repo", log)
+    wait_for(process, log, "loading: small" if when == "loading" else "ready: small")
+    process.send_signal(number)
+    code = process.wait(40)
+    assert code in ((0, 128 + number) if when == "ready" else (1, 128 + number))
+    assert not processes_of(tmp_path) and set(shared_memory()) <= before
+
+
+def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path):
+    recpress.package(artifact, tmp_path / "repo", name="small")
+    log = tmp_path / "log"
+    process = start_serving(tmp_path / "repo", log)
+    wait_for(process, log, "ready: small")
+    assert len(processes_of(tmp_path)) >= 2, "the command and its server"
+    process.kill()
+    process.wait(10)
+    deadline = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_of(tmp_path)
+    module.sweep_shared_memory()
+    assert not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
+    for folder in Path(os.environ.get("TMPDIR", "/tmp")).glob("recpress-server-*"):
+        shutil.rmtree(folder, ignore_errors=True)
