@@ -68,7 +68,7 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
 
     _prepare(output)
     console = Console()
-    with _progress(console) as step:
+    with _one_thread(), _progress(console) as step:
         data, model = _train(step, seed)
         step("compressing and evaluating")
         compressed = compress(model, "int8", evaluate=lambda m: quality(m, data.test))
@@ -107,6 +107,17 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
         write_page(output / "report.html", loaded.manifest, result)
     print_result(console, result, output)
     return result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: threads of OpenMP that wait by spinning make every call slow when another process works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _require_extra() -> None:
@@ -169,19 +180,14 @@ def _train(step: _Step, seed: int):
 
 
 def time_local(model: torch.nn.Module, module: torch.nn.Module, rows) -> dict[int, dict[str, Latency]]:
-    """Time the original and the loaded module on the first rows, in turn, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        local = {}
-        with torch.inference_mode():
-            for batch in BATCHES:
-                inputs = rows.dense[:batch], rows.sparse[:batch]
-                calls = {"original": lambda x=inputs: model(*x), "compressed": lambda x=inputs: module(*x)}
-                local[batch] = interleave(calls)
-        return local
-    finally:
-        torch.set_num_threads(threads)
+    """Time the original and the loaded module on the first rows, in turn."""
+    local = {}
+    with torch.inference_mode():
+        for batch in BATCHES:
+            inputs = rows.dense[:batch], rows.sparse[:batch]
+            calls = {"original": lambda x=inputs: model(*x), "compressed": lambda x=inputs: module(*x)}
+            local[batch] = interleave(calls)
+    return local
 
 
 def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
@@ -240,6 +246,7 @@ def print_result(console: Console, result: Result, output: Path) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(
+        f"Latencies are p50 / p99; in process on one thread; served: over gRPC, one request at a time.\n"
         f"{result.requests} requests served; scores differ from the local ones by at most {result.deviation:.2g} "
         f"(allowed: {result.atol:.2g}). Report: {output / 'report.html'}\n"
         f"Serve it yourself: recpress serve {output / 'model_repository'}"

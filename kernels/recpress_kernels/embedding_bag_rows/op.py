@@ -86,14 +86,15 @@ def check_bags(tables: list[Tensor], indices: Tensor, offsets: Tensor) -> None:
     Raises:
         IndexBoundsError: names the table, the position, the value and the bound.
     """
-    if int(offsets[0]) != 0 or int(offsets[-1]) != indices.numel():
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != indices.numel():
         raise IndexBoundsError(
-            f"embedding_bag_rows: offsets run from {int(offsets[0])} to {int(offsets[-1])}; they must run from 0 "
-            f"to the number of indices, {indices.numel()}"
+            f"embedding_bag_rows: offsets run from {first} to {last}; they must run from 0 to the number of "
+            f"indices, {indices.numel()}"
         )
-    falls = (offsets.diff() < 0).nonzero()
-    if falls.numel():
-        at = int(falls[0])
+    steps = offsets.diff()
+    if steps.numel() and int(steps.min()) < 0:
+        at = int((steps < 0).nonzero()[0])
         raise IndexBoundsError(
             f"embedding_bag_rows: offsets go down after entry {at}, from {int(offsets[at])} to "
             f"{int(offsets[at + 1])}; they must never go down"
@@ -104,9 +105,11 @@ def check_bags(tables: list[Tensor], indices: Tensor, offsets: Tensor) -> None:
     bounds = offsets[::batch].tolist()
     for t, table in enumerate(tables):
         mine = indices[bounds[t] : bounds[t + 1]]
-        bad = ((mine < 0) | (mine >= table.shape[0])).nonzero()
-        if bad.numel():
-            at = int(bad[0])
+        if not mine.numel():
+            continue
+        low, high = (int(end) for end in torch.aminmax(mine))
+        if low < 0 or high >= table.shape[0]:
+            at = int(((mine < 0) | (mine >= table.shape[0])).nonzero()[0])
             raise IndexBoundsError(
                 f"embedding_bag_rows: index {int(mine[at])} at position {bounds[t] + at} is outside table {t}; "
                 f"allowed are 0 to {table.shape[0] - 1}"

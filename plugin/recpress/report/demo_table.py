@@ -8,13 +8,13 @@ Row = tuple[str, str, str, str]
 
 
 def rows(result: Result) -> list[Row]:
-    """``(what, original, compressed, change)``: sizes, quality, and latencies with the ratio of their medians."""
+    """``(what, original, compressed, change)``: sizes, quality, and latencies as p50 / p99, medians compared."""
     return [_size(result), *_quality(result), *_local(result), *_served(result)]
 
 
 def _size(result: Result) -> Row:
     before, after = result.size["original"], result.size["compressed"]
-    return ("parameters and buffers", human_bytes(before), human_bytes(after), f"{after / before:.1%} of the bytes")
+    return ("size", human_bytes(before), human_bytes(after), f"{after / before:.1%} of the bytes")
 
 
 def _quality(result: Result) -> list[Row]:
@@ -30,19 +30,15 @@ def _local(result: Result) -> list[Row]:
     for batch, variants in result.local.items():
         before, after = variants["original"], variants["compressed"]
         ratio = before.p50 / after.p50
-        verdict = f"{ratio:.2f}× the speed" + ("" if ratio >= 1 else " (a loss)")
-        found.append((f"in process, batch {batch}, p50 / p99", _milliseconds(before), _milliseconds(after), verdict))
+        verdict = f"{ratio:.2f}× the speed" + ("" if ratio >= 1 else ", a loss")
+        found.append((f"in process, batch {batch}", _milliseconds(before), _milliseconds(after), verdict))
     return found
 
 
 def _served(result: Result) -> list[Row]:
-    found = [
-        (f"served over gRPC, batch {batch}, p50 / p99", "", _milliseconds(latency), "")
-        for batch, latency in result.served.items()
-    ]
+    found = [(f"served, batch {batch}", "", _milliseconds(latency), "") for batch, latency in result.served.items()]
     inside = Latency(result.execute["p50"], result.execute["p99"], int(result.execute["count"]))
-    batches = " and ".join(map(str, result.served))
-    return [*found, (f"of that in the backend, batches {batches}, p50 / p99", "", _milliseconds(inside), "")]
+    return [*found, ("of that in the backend", "", _milliseconds(inside), "all batches")]
 
 
 def _milliseconds(latency: Latency) -> str:

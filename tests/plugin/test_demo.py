@@ -1,0 +1,116 @@
+"""The whole demo as a user runs it, and its parts that must refuse."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import recpress
+from recpress import demo
+from recpress.data import movielens
+from recpress.errors import DataError, ProbeError, RepositoryError
+
+
+@pytest.fixture(scope="module")
+def data():
+    try:
+        return movielens.load()
+    except DataError as error:
+        pytest.skip(f"MovieLens-100K cannot be had here: {error}")
+
+
+def left_over(folder):
+    found = []
+    for path in set(Path("/proc").glob("[0-9]*/cmdline")) - {Path(f"/proc/{os.getpid()}/cmdline")}:
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.demo
+@pytest.mark.server
+def test_demo_from_data_to_report(data, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "recpress.cli", "demo", "--output", str(output)]
+    shared = set(Path("/dev/shm").glob("recpress_*"))
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - begin < 180, "the README promises 3 minutes"
+    result = json.loads((output / "result.json").read_text())
+    before, after = result["quality"]["original"], result["quality"]["compressed"]
+    assert before["auc"] >= 0.78 and after["auc"] >= 0.999 * before["auc"]
+    assert result["size"]["compressed"] < 0.3 * result["size"]["original"]
+    assert result["requests"] == 1000 and result["deviation"] <= result["atol"] < 1e-2
+    assert result["execute"]["count"] == 1000 and 0 < result["execute"]["p50"] <= result["execute"]["p99"]
+    model = recpress.load(output / "artifact")
+    parameters = sum(layer.parameters for layer in model.manifest.layers)
+    assert f"{parameters:,} parameters" in (output / "report.html").read_text()
+    assert f"{before['auc']:.5f}" in done.stdout and f"{after['auc']:.5f}" in done.stdout
+    page = (output / "report.html").read_text()
+    assert f"{after['auc']:.5f}" in page and "<svg" in page and not re.search(r"<script|src=|href=.http", page)
+    assert not left_over(output) and set(Path("/dev/shm").glob("recpress_*")) <= shared
+
+
+@pytest.mark.demo
+@pytest.mark.server
+@pytest.mark.parametrize("step", ["training", "requests"])
+def test_an_interrupt_leaves_nothing_running(data, tmp_path, step):
+    # Whatever the demo is at, found by what it has written so far.
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "recpress.cli", "demo", "--output", str(output), "--requests", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 150
+    reached = (lambda: output.exists()) if step == "training" else (lambda: len(left_over(output)) >= 3)
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not left_over(output)
+
+
+def test_a_folder_that_is_not_the_demo_s_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(RepositoryError, match="was not made by the demo"):
+        demo.run(tmp_path)
+    assert (tmp_path / "mine").read_text() == "x"
+
+
+class FakeClient:
+    """Answers with the local model's scores, all but one of them."""
+
+    def __init__(self, model, wrong_at):
+        self.model, self.wrong_at, self.calls = model, wrong_at, 0
+
+    def score(self, name, inputs):
+        scores = self.model.score({k: torch.from_numpy(v) for k, v in inputs.items()})["logit"].numpy().reshape(-1, 1)
+        self.calls += 1
+        if self.calls == self.wrong_at:
+            scores = scores.copy()
+            scores[-1] += 2 * self.model.manifest.golden.atol
+        return {"logit": scores}
+
+
+def test_one_wrong_score_among_the_requests_is_caught(artifact):
+    from support.small import small_inputs
+
+    model = recpress.load(artifact)
+    dense, sparse = small_inputs(500)
+    rows = movielens.Rows(dense, sparse, torch.zeros(500))
+    latencies, worst = demo.send(FakeClient(model, None), model, rows, 10)
+    assert worst <= model.manifest.golden.atol and {b: x.calls for b, x in latencies.items()} == {1: 5, 64: 5}
+    with pytest.raises(ProbeError, match="request 6: a served score is"):
+        demo.send(FakeClient(model, 7), model, rows, 10)
