@@ -71,14 +71,18 @@ def test_an_interrupt_leaves_nothing_running(data, tmp_path, step):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "recpress.cli", "demo", "--output", str(output), "--requests", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 150
-    reached = (lambda: output.exists()) if step == "training" else (lambda: len(left_over(output)) >= 3)
-    while not reached():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    try:
+        deadline = time.monotonic() + 150
+        reached = (lambda: output.exists()) if step == "training" else (lambda: len(left_over(output)) >= 3)
+        while not reached():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    finally:
+        process.terminate()
+        process.wait(60)
     assert not left_over(output)
 
 
