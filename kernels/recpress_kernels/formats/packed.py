@@ -1,0 +1,200 @@
+"""A stack of int8 layers as one buffer that the native CPU kernels read: a load step, never stored in an artifact.
+
+The buffer is uint8, little-endian, and starts with a header of 64 bytes and one of 64 bytes a layer
+(``native/abi.h`` holds the same structures)::
+
+    magic "RPINT8\\0\\0", version u32, layout u32, layers i32, -, bytes i64, 32 reserved
+    n i32, k i32, k_padded i32, activation i32, flags i32, -, offsets of weights, sums, scales, bias i64, -
+
+Each section begins at a multiple of 64 bytes. Columns are padded to 16 and k to 8, with zeros::
+
+    weights  int8    [columns / 16, k_padded / 4, 16, 4]     16 columns of 4 consecutive k lie together
+    sums     int32   [columns]                               sum_k w[n, k], which takes the zero point out
+    scales   float32 [columns]
+    bias     float32 [columns]
+
+A flag records that weights fit the faster loop, which adds two ``vpmaddubsw`` products in 16 bits before it widens
+them. Four weights meet in such a sum, k = 8 s + {2 i, 2 i + 1, 2 i + 4, 2 i + 5}; with activations of 0..127 it stays
+inside int16 where the positive ones of the four add up to at most 258, and the negative ones too. Weights of 7 bits,
+``|q| <= 63``, always do; others where it happens to hold for every four.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.int8 import check_weight
+
+ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
+"""The position of a name is its code in the buffer."""
+MAGIC = b"RPINT8\0\0"
+VERSION = 1
+PANEL, GROUP, STEP = 16, 4, 8
+LAYOUT = PANEL << 16 | GROUP << 8 | STEP
+MAX_LAYERS = 64
+_HEADER = struct.Struct("<8sIIiiq32x")
+_LAYER = struct.Struct("<6i4q8x")
+_ALIGN = 64
+_HAS_BIAS, _PAIRS_FIT = 1, 2
+_PAIR_LIMIT = (2**15 - 1) // 127
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    activation: str
+    pairs_fit: bool
+
+
+def pack(weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """One layer as a packed buffer, uint8 of one dimension; see :func:`pack_stack`."""
+    return pack_stack([weight], [weight_scale], [bias], [activation])
+
+
+def pack_stack(
+    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+) -> Tensor:
+    """A stack of layers as one packed buffer, uint8 of one dimension, on the CPU.
+
+    Args:
+        weights: int8 ``[N_i, K_i]`` with ``K_i = N_(i-1)``, 1 to 64 of them.
+        weight_scales: float32 ``[N_i]``, finite.
+        biases: float32 ``[N_i]`` or None, one a layer.
+        activations: names of :data:`ACTIVATIONS`, one a layer.
+
+    Raises:
+        KernelInputError: an operand has another dtype, shape, device or value.
+    """
+    _check_stack(weights, weight_scales, biases, activations)
+    at = _aligned(_HEADER.size + _LAYER.size * len(weights))
+    headers, sections = [], []
+    for weight, scale, bias, activation in zip(weights, weight_scales, biases, activations, strict=True):
+        panels, sums = _panels(weight)
+        columns = sums.numel()
+        flags = _HAS_BIAS * (bias is not None) | _PAIRS_FIT * _pairs_fit(panels)
+        offsets = []
+        for section in (panels, sums, _padded(scale, columns), _padded(bias, columns)):
+            offsets.append(at)
+            sections.append((at, section))
+            at = _aligned(at + section.numel() * section.element_size())
+        k_padded = panels.shape[1] * GROUP
+        headers.append(_LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), flags, 0, *offsets))
+    front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
+    packed = torch.zeros(at, dtype=torch.uint8)
+    packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
+    for begin, section in sections:
+        data = section.reshape(-1).view(torch.uint8)
+        packed[begin : begin + data.numel()] = data
+    return packed
+
+
+def unpack(packed: Tensor) -> list[PackedLayer]:
+    """The canonical layers of ``packed``: the exact inverse of :func:`pack_stack`.
+
+    Raises:
+        KernelInputError: not a buffer of this format and version.
+    """
+    layers = _read_header(packed)
+    out = []
+    for i in range(layers):
+        begin = _HEADER.size + i * _LAYER.size
+        n, k, k_padded, activation, flags, _, *offsets = _LAYER.unpack(_bytes(packed, begin, _LAYER.size))
+        columns = -(-n // PANEL) * PANEL
+        panels = _section(packed, offsets[0], columns * k_padded, torch.int8)
+        panels = panels.view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
+        weight = panels.permute(0, 2, 1, 3).reshape(columns, k_padded)[:n, :k].contiguous()
+        scale = _section(packed, offsets[2], columns * 4, torch.float32)[:n].clone()
+        bias = _section(packed, offsets[3], columns * 4, torch.float32)[:n].clone() if flags & _HAS_BIAS else None
+        out.append(PackedLayer(weight, scale, bias, ACTIVATIONS[activation], bool(flags & _PAIRS_FIT)))
+    return out
+
+
+def _check_stack(
+    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+) -> None:
+    lengths = [len(weights), len(weight_scales), len(biases), len(activations)]
+    if len(set(lengths)) != 1 or not 1 <= lengths[0] <= MAX_LAYERS:
+        raise KernelInputError(
+            f"weights, weight_scales, biases and activations have {lengths} entries; give 1 to {MAX_LAYERS}, "
+            "as many of each"
+        )
+    for i, weight in enumerate(weights):
+        check_weight(weight, weight_scales[i], biases[i], where=f"layer {i}: ")
+        if activations[i] not in ACTIVATIONS:
+            raise KernelInputError(
+                f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}"
+            )
+        if weight.shape[0] == 0:
+            raise KernelInputError(f"layer {i}: weight has shape {tuple(weight.shape)}; a packed layer has N >= 1")
+        if any(t is not None and not t.is_cpu for t in (weight, weight_scales[i], biases[i])):
+            raise KernelInputError(f"layer {i}: operands lie on {weight.device}; packed buffers are for the CPU")
+        if not torch.isfinite(weight_scales[i]).all():
+            raise KernelInputError(f"layer {i}: weight_scale holds NaN or infinity; quantise the weights again")
+        if i and weight.shape[1] != weights[i - 1].shape[0]:
+            raise KernelInputError(
+                f"layer {i}: weight takes {weight.shape[1]} features and layer {i - 1} gives {weights[i - 1].shape[0]}"
+            )
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN
+
+
+def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 ``[N, K]`` as ``(int8 [columns / 16, k_padded / 4, 16, 4], sums int32 [columns])``."""
+    n, k = weight.shape
+    columns, k_padded = -(-n // PANEL) * PANEL, -(-k // STEP) * STEP
+    padded = torch.zeros(columns, k_padded, dtype=torch.int8)
+    padded[:n, :k] = weight
+    panels = padded.view(columns // PANEL, PANEL, k_padded // GROUP, GROUP).permute(0, 2, 1, 3).contiguous()
+    return panels, padded.sum(dim=1, dtype=torch.int32)
+
+
+def _pairs_fit(panels: Tensor) -> bool:
+    if int(panels.amax()) <= 63 and int(panels.amin()) >= -63:
+        return True
+    # [panels, steps, two groups, 16, two pairs, two of a pair]
+    fours = panels.view(panels.shape[0], -1, 2, PANEL, 2, 2)
+    for sign in (fours.clamp(min=0), -fours.clamp(min=-127, max=0)):
+        if int(sign.sum(dim=(2, 5), dtype=torch.int32).amax()) > _PAIR_LIMIT:
+            return False
+    return int(panels.amin()) > -128
+
+
+def _padded(vector: Tensor | None, columns: int) -> Tensor:
+    padded = torch.zeros(columns)
+    if vector is not None:
+        padded[: vector.numel()] = vector
+    return padded
+
+
+def _bytes(packed: Tensor, begin: int, size: int) -> bytes:
+    return bytes(packed[begin : begin + size].tolist())
+
+
+def _section(packed: Tensor, begin: int, size: int, dtype: torch.dtype) -> Tensor:
+    return packed[begin : begin + size].clone().view(dtype)
+
+
+def _read_header(packed: Tensor) -> int:
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_cpu:
+        given = f"{packed.dtype} of shape {tuple(packed.shape)} on {packed.device}"
+        raise KernelInputError(f"packed is {given}; give the uint8 buffer that pack() made, on the CPU")
+    if packed.numel() < _HEADER.size or _bytes(packed, 0, len(MAGIC)) != MAGIC:
+        raise KernelInputError("packed does not begin with a packed buffer's header; give what pack() made")
+    _, version, layout, layers, _, size = _HEADER.unpack(_bytes(packed, 0, _HEADER.size))
+    if (version, layout) != (VERSION, LAYOUT):
+        raise KernelInputError(
+            f"packed has format version {version}, layout {layout:#x}; this build reads version {VERSION}, layout "
+            f"{LAYOUT:#x}: pack the canonical weights again"
+        )
+    if size != packed.numel():
+        raise KernelInputError(f"packed has {packed.numel()} bytes and its header says {size}; it is cut or corrupt")
+    return layers

@@ -1,0 +1,75 @@
+// Eight lanes of AVX2: the vocabulary that body.h is written in. Each min and max returns b where a or b is NaN.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int W = 8;
+constexpr int kMaxRows = 6;  // rows a tile; measured, see body.h
+struct F { __m256 v; };
+struct I { __m256i v; };
+using Bytes = __m256i;
+
+inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+inline F set1(float a) { return {_mm256_set1_ps(a)}; }
+inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F round_even(F a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a < 0 ? yes : no
+inline F select_negative(F a, F yes, F no) {
+    return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LT_OQ))};
+}
+// Whether a <= b in every lane; false where one is NaN.
+inline bool all_at_most(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)) == 0xff; }
+inline bool any_nan(F a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
+
+inline I load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline I set1(int32_t a) { return {_mm256_set1_epi32(a)}; }
+inline I operator+(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm256_cvtps_epi32(a.v)}; }  // a is a whole number, or rounds half to even
+inline F power_of_two(I n) { return {_mm256_castsi256_ps(_mm256_slli_epi32((n + set1(127)).v, 23))}; }
+
+// Lanes 0..127 as bytes.
+inline void store_bytes(uint8_t* p, I a) {
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+}
+
+inline F load_half(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline void store_half(uint16_t* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+#define RP_HALF_IN_LANES 1
+
+inline Bytes load_bytes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Bytes broadcast4(const uint8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+// acc[c] + sum of 4 products. a is at most 127, so vpmaddubsw cannot saturate: 2 * 127 * 128 < 2^15.
+inline I dot4(I acc, Bytes a, Bytes w) {
+    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)))};
+}
+// acc[c] + sum of 8 products, for weights of which two products fit in 16 bits: one vpmaddwd for two vpmaddubsw.
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) {
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, w0), _mm256_maddubs_epi16(a1, w1));
+    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+}  // namespace

@@ -1,0 +1,63 @@
+// Sixteen lanes of AVX-512 with VNNI: the vocabulary that body.h is written in.
+// Each min and max returns b where a or b is NaN.
+#pragma once
+
+#ifdef RECPRESS_SIMDE
+#include <simde/x86/avx512.h>
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int W = 16;
+constexpr int kMaxRows = 6;
+struct F { __m512 v; };
+struct I { __m512i v; };
+using Bytes = __m512i;
+
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+inline F set1(float a) { return {_mm512_set1_ps(a)}; }
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F abs(F a) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))};
+}
+inline F round_even(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F select_negative(F a, F yes, F no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_LT_OQ), no.v, yes.v)};
+}
+inline bool all_at_most(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ) == 0xffff; }
+inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+
+inline I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I set1(int32_t a) { return {_mm512_set1_epi32(a)}; }
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F power_of_two(I n) { return {_mm512_castsi512_ps(_mm512_slli_epi32((n + set1(127)).v, 23))}; }
+
+inline void store_bytes(uint8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
+}
+
+inline Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline Bytes broadcast4(const uint8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+inline I dot4(I acc, Bytes a, Bytes w) { return {_mm512_dpbusd_epi32(acc.v, a, w)}; }
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
+
+}  // namespace

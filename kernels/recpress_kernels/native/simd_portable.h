@@ -1,0 +1,65 @@
+// Four lanes in the vector extension of GCC and Clang, for any CPU: the vocabulary that body.h is written in.
+// Each min and max returns b where a or b is NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int W = 4;
+constexpr int kMaxRows = 2;
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef int8_t Char16 __attribute__((vector_size(16)));
+typedef int16_t Short16 __attribute__((vector_size(32)));
+struct F { Float4 v; };
+struct I { Int4 v; };
+struct Bytes { Char16 v; };  // 4 columns of 4 k
+
+inline F load(const float* p) { F a; std::memcpy(&a.v, p, 16); return a; }
+inline void store(float* p, F a) { std::memcpy(p, &a.v, 16); }
+inline F set1(float a) { return {Float4{a, a, a, a}}; }
+inline F operator+(F a, F b) { return {a.v + b.v}; }
+inline F operator-(F a, F b) { return {a.v - b.v}; }
+inline F operator*(F a, F b) { return {a.v * b.v}; }
+inline F operator/(F a, F b) { return {a.v / b.v}; }
+inline F blend(Int4 mask, F yes, F no) { return {(Float4)((mask & (Int4)yes.v) | (~mask & (Int4)no.v))}; }
+inline F min(F a, F b) { return blend(a.v < b.v, a, b); }
+inline F max(F a, F b) { return blend(a.v > b.v, a, b); }
+inline F abs(F a) { return {(Float4)((Int4)a.v & 0x7fffffff)}; }
+// Half to even for |a| < 2^22, where adding 1.5 * 2^23 leaves no fraction bits.
+inline F round_even(F a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
+inline F select_negative(F a, F yes, F no) { return blend(a.v < 0.0f, yes, no); }
+inline bool all_set(Int4 m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
+inline bool all_at_most(F a, F b) { return all_set(a.v <= b.v); }
+inline bool any_nan(F a) { return !all_set(a.v == a.v); }
+
+inline I load(const int32_t* p) { I a; std::memcpy(&a.v, p, 16); return a; }
+inline I set1(int32_t a) { return {Int4{a, a, a, a}}; }
+inline I operator+(I a, I b) { return {a.v + b.v}; }
+inline I operator-(I a, I b) { return {a.v - b.v}; }
+inline I operator*(I a, I b) { return {a.v * b.v}; }
+inline F to_float(I a) { return {__builtin_convertvector(a.v, Float4)}; }
+inline I to_int(F a) { return {__builtin_convertvector(round_even(a).v, Int4)}; }
+inline F power_of_two(I n) { return {(Float4)((n.v + 127) << 23)}; }
+
+inline void store_bytes(uint8_t* p, I a) {
+    for (int i = 0; i < W; i++) p[i] = uint8_t(a.v[i]);
+}
+
+inline Bytes load_bytes(const int8_t* p) { Bytes b; std::memcpy(&b.v, p, 16); return b; }
+inline Bytes broadcast4(const uint8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return {(Char16)Int4{four, four, four, four}};
+}
+inline I dot4(I acc, Bytes a, Bytes w) {
+    // A product of at most 127 * 128 fits in 16 bits.
+    Short16 p = __builtin_convertvector(a.v, Short16) * __builtin_convertvector(w.v, Short16);
+    for (int c = 0; c < W; c++) acc.v[c] += int32_t(p[4 * c]) + p[4 * c + 1] + p[4 * c + 2] + p[4 * c + 3];
+    return acc;
+}
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
+
+}  // namespace
