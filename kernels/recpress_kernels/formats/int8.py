@@ -49,25 +49,26 @@ def dequantize_per_channel(q: Tensor, scale: Tensor) -> Tensor:
     return q.float() * scale[:, None]
 
 
-def check_weight(weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *, where: str = "") -> None:
-    """Check that the operands are a layer in this form; ``where`` begins the message.
-
-    Raises:
-        KernelInputError: names the operand, what it is and what is allowed.
-    """
+def weight_problem(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> str:
+    """What keeps the operands from being a layer in this form, by dtype and shape; empty where nothing does."""
     if weight.dtype != torch.int8 or weight.dim() != 2:
-        raise KernelInputError(f"{where}weight is {weight.dtype} of shape {tuple(weight.shape)}; give int8 [N, K]")
+        return f"weight is {weight.dtype} of shape {tuple(weight.shape)}; give int8 [N, K]"
     n, k = weight.shape
     if not 1 <= k <= MAX_IN_FEATURES:
-        raise KernelInputError(
-            f"{where}K is {k}; allowed are 1 to {MAX_IN_FEATURES}, what an int32 sum is sure to hold"
-        )
-    if k > _MAX_WITH_128 and weight.numel() and int(weight.amin()) == -128:
-        raise KernelInputError(
-            f"{where}weight holds -128 and K is {k}; an int32 sum is sure to hold K up to {_MAX_WITH_128} with -128, "
-            f"{MAX_IN_FEATURES} without: clamp the weights to -127"
-        )
+        return f"K is {k}; allowed are 1 to {MAX_IN_FEATURES}, what an int32 sum is sure to hold"
     for name, vector in (("weight_scale", weight_scale), ("bias", bias)):
         if vector is not None and (vector.dtype != torch.float32 or vector.shape != (n,)):
             given = f"{vector.dtype} of shape {tuple(vector.shape)}"
-            raise KernelInputError(f"{where}{name} is {given}; give float32 [{n}], one value an output")
+            return f"{name} is {given}; give float32 [{n}], one value an output"
+    return ""
+
+
+def sum_problem(weight: Tensor) -> str:
+    """Why an int32 may not hold the sums over a weight of so many columns that has -128; empty where it does."""
+    k = weight.shape[1]
+    if k <= _MAX_WITH_128 or not weight.numel() or int(weight.amin()) > -128:
+        return ""
+    return (
+        f"weight holds -128 and K is {k}; an int32 sum is sure to hold K up to {_MAX_WITH_128} with -128 and "
+        f"{MAX_IN_FEATURES} without: clamp the weights to -127"
+    )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.formats.int8 import check_weight
+from recpress_kernels.formats.int8 import sum_problem, weight_problem
 
 ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
 """The position of a name is its code in the buffer."""
@@ -126,7 +126,9 @@ def _check_stack(
             "as many of each"
         )
     for i, weight in enumerate(weights):
-        check_weight(weight, weight_scales[i], biases[i], where=f"layer {i}: ")
+        problem = weight_problem(weight, weight_scales[i], biases[i]) or sum_problem(weight)
+        if problem:
+            raise KernelInputError(f"layer {i}: {problem}")
         if activations[i] not in ACTIVATIONS:
             raise KernelInputError(
                 f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}"

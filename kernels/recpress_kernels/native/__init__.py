@@ -29,6 +29,7 @@ _ERRORS = {
     -7: "x is quantised already and holds a value above 127; allowed are 0 to 127",
     -8: "the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some row; "
     "leave out_scale away to get NaN in that row, or find where x came from",
+    -10: "packed holds a stack of several layers; give it to int8_mlp_packed",
     -9: "this instruction set is not built in or not on this CPU",
 }
 

@@ -22,6 +22,7 @@ enum Status : int32_t {
     kAbove127 = -7,       // quantised x holds a value above 127
     kNanToInteger = -8,   // a NaN would have to be written as an integer
     kUnknownIsa = -9,     // the instruction set asked for is not built in or not on this CPU
+    kStack = -10,         // several layers where one is expected
 };
 
 enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
@@ -61,7 +62,7 @@ struct Layer {
     int32_t activation, flags;
     const int8_t* weights;
     const int32_t* sums;
-    const float *scales, *bias;  // bias null where there is none
+    const float *scales, *bias;  // packed: zeros without a bias; canonical: null
 };
 
 struct Static {  // a calibrated pair; scale 0 where there is none

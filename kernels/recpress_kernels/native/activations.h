@@ -57,19 +57,25 @@ inline F gelu_tanh(F x) {
     return x * sigmoid(set1(1.59576912160573071f) * (x + set1(0.044715f) * cube));
 }
 
-__attribute__((noinline)) F smooth(int32_t activation, F y) {
-    switch (activation) {
-        case recpress::kGeluTanh: return gelu_tanh(y);
-        case recpress::kGeluErf: return gelu_erf(y);
-        case recpress::kSigmoid: return sigmoid(y);
-        default: return y * sigmoid(y);
-    }
+template <F (*FUNCTION)(F)>
+inline void map(int64_t n, float* y) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(y + i, FUNCTION(load(y + i)));
+    if (i == n) return;
+    float last[W] = {};
+    std::memcpy(last, y + i, size_t(n - i) * sizeof(float));
+    store(last, FUNCTION(load(last)));
+    std::memcpy(y + i, last, size_t(n - i) * sizeof(float));
 }
 
-inline F activate(int32_t activation, F y) {
-    if (activation == recpress::kNone) return y;
-    if (activation == recpress::kRelu) return max(set1(0.0f), y);  // NaN stays NaN
-    return smooth(activation, y);
+inline F silu(F x) { return x * sigmoid(x); }
+
+// y[0, n) by an activation beyond none and relu.
+inline void smooth(int32_t activation, int64_t n, float* y) {
+    if (activation == recpress::kGeluTanh) return map<gelu_tanh>(n, y);
+    if (activation == recpress::kGeluErf) return map<gelu_erf>(n, y);
+    if (activation == recpress::kSigmoid) return map<sigmoid>(n, y);
+    map<silu>(n, y);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ bool has(Isa isa) {
     if (isa == kAvx512Vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    if (isa == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    if (isa == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return isa == kPortable;
 }
@@ -63,7 +63,7 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
-              h.flags & kHasBias ? reinterpret_cast<const float*>(buffer + h.bias) : nullptr};
+              reinterpret_cast<const float*>(buffer + h.bias)};
     return kOk;
 }
 
@@ -153,8 +153,9 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
         layers[0] = {a->n, a->k, k_padded, a->activation, 0, nullptr, nullptr, a->scales, a->bias};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
+        if (call.layer_count != 1) return kStack;
         if (layers[0].k != a->k) return kInFeatures;
-        if (layers[call.layer_count - 1].n != a->n) return kOutFeatures;
+        if (layers[0].n != a->n) return kOutFeatures;
     }
     return dispatch(a->isa, call);
 }

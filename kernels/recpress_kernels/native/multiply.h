@@ -8,6 +8,8 @@
 #include "activations.h"
 #include "quantize.h"
 
+#include <limits>
+
 namespace {
 
 constexpr int V = recpress::kPanel / W;  // vectors of one panel
@@ -30,17 +32,16 @@ inline void products(const uint8_t* q, int64_t q_stride, const int8_t* w, int64_
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
             const int8_t* at = w + p * panel + k * recpress::kPanel;
-            if (R == 1) __builtin_prefetch(at + 1024);
-            if (R == 1) __builtin_prefetch(at + 1024 + 64);
             if (PAIRS) {
+                Bytes w0[V], w1[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
-                    Bytes w0 = load_bytes(at + v * W * 4), w1 = load_bytes(at + kBytes + v * W * 4);
+                for (int v = 0; v < V; v++) w0[v] = load_bytes(at + v * W * 4), w1[v] = load_bytes(at + kBytes + v * W * 4);
 #pragma GCC unroll 8
-                    for (int r = 0; r < R; r++) {
-                        const uint8_t* a = q + r * q_stride + k;
-                        acc[r][p][v] = dot8(acc[r][p][v], broadcast4(a), w0, broadcast4(a + 4), w1);
-                    }
+                for (int r = 0; r < R; r++) {
+                    const uint8_t* a = q + r * q_stride + k;
+                    Bytes a0 = broadcast4(a), a1 = broadcast4(a + 4);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) acc[r][p][v] = dot8(acc[r][p][v], a0, w0[v], a1, w1[v]);
                 }
             } else {
 #pragma GCC unroll 2
@@ -58,33 +59,40 @@ inline void products(const uint8_t* q, int64_t q_stride, const int8_t* w, int64_
     }
 }
 
-// One panel's columns of one row.
-inline void finish(const recpress::Layer& layer, int64_t panel, const I (&acc)[V], Row row, float* y) {
-    int64_t first = panel * recpress::kPanel, left = layer.n - first;
-    float last[recpress::kPanel];
-    float* to = left < recpress::kPanel ? last : y + first;
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-        int64_t n = first + v * W;
-        I exact = acc[v] - set1(row.zero) * load(layer.sums + n);
-        F value = to_float(exact) * set1(row.scale) * load(layer.scales + n);
-        if (layer.bias) value = value + load(layer.bias + n);
-        store(to + v * W, activate(layer.activation, value));
-    }
-    if (to == last) std::memcpy(y + first, last, size_t(left) * sizeof(float));
+// What is the same for all tiles of a layer: with bias zero and floor -infinity there is nothing to branch on.
+inline float floor_of(const recpress::Layer& layer) {
+    return layer.activation == recpress::kRelu ? 0.0f : -std::numeric_limits<float>::infinity();
 }
 
 template <int R, int P, bool PAIRS>
 void tile(const recpress::Layer& layer, const Chunk& chunk, int64_t row, int64_t panel) {
     I acc[R][P][V];
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
             for (int v = 0; v < V; v++) acc[r][p][v] = set1(0);
     products<R, P, PAIRS>(chunk.q + row * chunk.q_stride, chunk.q_stride,
                           layer.weights + panel * layer.k_padded * recpress::kPanel, layer.k_padded, acc);
-    for (int p = 0; p < P; p++)
-        for (int r = 0; r < R; r++)
-            finish(layer, panel + p, acc[r][p], chunk.rows[row + r], chunk.y + (row + r) * chunk.y_stride);
+    F floor = set1(floor_of(layer));
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+        int64_t first = (panel + p) * recpress::kPanel, left = layer.n - first;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            Row of = chunk.rows[row + r];
+            float* y = chunk.y + (row + r) * chunk.y_stride + first;
+            float last[recpress::kPanel];
+            float* to = left < recpress::kPanel ? last : y;
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                int64_t n = first + v * W;
+                I exact = acc[r][p][v] - set1(of.zero) * load(layer.sums + n);
+                F value = to_float(exact) * set1(of.scale) * load(layer.scales + n) + load(layer.bias + n);
+                store(to + v * W, max(floor, value));  // NaN stays NaN
+            }
+            if (to == last) std::memcpy(y, last, size_t(left) * sizeof(float));
+        }
+    }
 }
 
 template <int R, bool PAIRS>
@@ -106,8 +114,10 @@ void multiply(const recpress::Layer& layer, const Chunk& chunk) {
 }
 
 inline void multiply(const recpress::Layer& layer, const Chunk& chunk) {
-    if (layer.flags & recpress::kPairsFit) return multiply<true>(layer, chunk);
-    multiply<false>(layer, chunk);
+    layer.flags & recpress::kPairsFit ? multiply<true>(layer, chunk) : multiply<false>(layer, chunk);
+    if (layer.activation <= recpress::kRelu) return;
+    // A pass of its own, so that the tile calls nothing and keeps its sums in registers.
+    for (int64_t r = 0; r < chunk.count; r++) smooth(layer.activation, layer.n, chunk.y + r * chunk.y_stride);
 }
 
 }  // namespace

@@ -82,15 +82,23 @@ inline void narrow(const float* y, int64_t count, int32_t dtype, uint16_t* to) {
     for (; i < count; i++) to[i] = float_to_half(y[i]);
 }
 
-// clamp(rne(y / scale) + zero_point, 0, 127); false where y holds a NaN.
+// What one call a layer would have rounded its output to.
+inline void round_through(float* y, int64_t count, int32_t dtype, uint16_t* halves) {
+    narrow(y, count, dtype, halves);
+    widen(halves, count, dtype, y);
+}
+
+// clamp(rne(y / scale) + zero_point, 0, 127); false where y holds a NaN. Infinity meets a bound.
 inline bool quantize_output(const float* y, int64_t count, recpress::Static pair, uint8_t* to) {
     Quotient by(pair.scale, pair.zero_point);
+    F most = set1(200.0f * pair.scale);
     bool clean = true;
     for (int64_t i = 0; i < count; i += W) {
         F value = i + W <= count ? load(y + i) : load_tail(y + i, count - i);
         clean &= !any_nan(value);
+        I whole[1] = {by.whole(by.exact(max(set1(0.0f) - most, min(most, value))))};
         uint8_t bytes[W];
-        store_bytes(bytes, to_int(by.exact(value)) + set1(pair.zero_point));
+        store_clamped(bytes, whole);
         std::memcpy(to + i, bytes, size_t(count - i < W ? count - i : W));
     }
     return clean;
@@ -98,8 +106,12 @@ inline bool quantize_output(const float* y, int64_t count, recpress::Static pair
 
 // The scratch of one call, made once for all its layers.
 struct Buffers {
-    int64_t chunk, q_stride, y_stride;  // rows a chunk
-    float *wide, *y[2];
+    // A chunk's floats stay in the second-level cache from one layer to the next.
+    static constexpr int64_t kChunkRows = 48;
+
+    int64_t chunk, q_stride, y_stride;
+    float *y[2], *wide;  // wide: one row of halves as floats
+    uint16_t* halves;
     uint8_t* q;
     Row* rows;
     int8_t* panel;  // one panel packed on the fly, with its sums
@@ -113,26 +125,22 @@ struct Buffers {
         // 64 bytes more than a power of two: rows 4 KiB apart would all fall into one set of the first-level cache.
         q_stride = round_up(k, 64) + 64;
         y_stride = round_up(n, recpress::kPanel) + recpress::kPanel;
-        chunk = rows_a_chunk(call.rows);
-        int64_t wide_bytes = chunk * k * 4, y_bytes = chunk * y_stride * 4;
-        int64_t panel_bytes = call.canonical ? k * recpress::kPanel : 0;
+        chunk = call.rows < kChunkRows ? call.rows : kChunkRows;
+        int64_t y_bytes = chunk * y_stride * 4, q_bytes = chunk * q_stride;
+        int64_t wide_bytes = call.x_dtype == recpress::kFloat32 ? 0 : q_stride * 4;
         int64_t row_bytes = round_up(chunk * int64_t(sizeof(Row)), 64);
+        int64_t panel_bytes = call.canonical ? k * recpress::kPanel : 0;
         auto* at = static_cast<uint8_t*>(recpress::scratch(
-            size_t(wide_bytes + 2 * y_bytes + chunk * q_stride + row_bytes + panel_bytes + 4096)));
+            size_t(2 * y_bytes + q_bytes + wide_bytes + y_stride * 2 + row_bytes + panel_bytes)));
         if (!at) return false;
         y[0] = reinterpret_cast<float*>(at), at += y_bytes;
         y[1] = reinterpret_cast<float*>(at), at += y_bytes;
-        wide = reinterpret_cast<float*>(at), at += round_up(wide_bytes, 64);
+        q = at, at += q_bytes;
+        wide = reinterpret_cast<float*>(at), at += wide_bytes;
         rows = reinterpret_cast<Row*>(at), at += row_bytes;
-        q = at, at += chunk * q_stride;
+        halves = reinterpret_cast<uint16_t*>(at), at += y_stride * 2;
         panel = reinterpret_cast<int8_t*>(at);
         return true;
-    }
-
-    // A chunk's floats stay in the second-level cache from one layer to the next.
-    static int64_t rows_a_chunk(int64_t rows) {
-        constexpr int64_t kMost = 48;
-        return rows < kMost ? rows : kMost;
     }
 };
 
@@ -143,7 +151,9 @@ inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t 
     for (int64_t r = 0; r < c->count; r++) {
         uint8_t* q = b.q + r * b.q_stride;
         if (layer > 0) {
-            b.rows[r] = quantize_row(b.y[(layer - 1) & 1] + r * b.y_stride, k, k_padded, q);
+            float* y = b.y[(layer - 1) & 1] + r * b.y_stride;
+            if (call.x_dtype != recpress::kFloat32) round_through(y, k, call.x_dtype, b.halves);
+            b.rows[r] = quantize_row(y, k, k_padded, q);
             continue;
         }
         int64_t at = (first + r) * call.x_stride;
@@ -154,8 +164,8 @@ inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t 
         }
         const float* x = static_cast<const float*>(call.x) + at;
         if (call.x_dtype != recpress::kFloat32) {
-            widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide + r * k);
-            x = b.wide + r * k;
+            widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide);
+            x = b.wide;
         }
         b.rows[r] = is_static ? quantize_row(x, k, k_padded, call.x_pair, q) : quantize_row(x, k, k_padded, q);
     }
@@ -173,8 +183,7 @@ inline void multiply_canonical(const Call& call, const Buffers& b, const Chunk& 
         std::memcpy(scales, whole.scales + n, size_t(columns) * 4);
         if (whole.bias) std::memcpy(bias, whole.bias + n, size_t(columns) * 4);
         Layer one = whole;
-        one.n = columns, one.weights = b.panel, one.sums = sums, one.scales = scales;
-        one.bias = whole.bias ? bias : nullptr;
+        one.n = columns, one.weights = b.panel, one.sums = sums, one.scales = scales, one.bias = bias;
         Chunk part = chunk;
         part.y = chunk.y + n;
         multiply(one, part);

@@ -9,7 +9,10 @@
 namespace {
 
 constexpr int W = 8;
-constexpr int kMaxRows = 6;  // rows a tile; measured, see body.h
+#ifndef KMR
+#define KMR 4
+#endif
+constexpr int kMaxRows = KMR;  // rows a tile; measured, see body.h
 struct F { __m256 v; };
 struct I { __m256i v; };
 using Bytes = __m256i;
@@ -23,29 +26,52 @@ inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+// a * b + c, rounded once or twice: only for what is checked afterwards.
+inline F multiply_add(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline F round_even(F a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // a < 0 ? yes : no
 inline F select_negative(F a, F yes, F no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LT_OQ))};
 }
-// Whether a <= b in every lane; false where one is NaN.
-inline bool all_at_most(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)) == 0xff; }
 inline bool any_nan(F a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
+
+inline float lowest(F a) {
+    __m128 m = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_min_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+inline float highest(F a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
 
 inline I load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 inline I set1(int32_t a) { return {_mm256_set1_epi32(a)}; }
 inline I operator+(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline I operator-(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline I operator*(I a, I b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+inline I operator|(I a, I b) { return {_mm256_or_si256(a.v, b.v)}; }
+inline I operator^(I a, I b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline bool all_zero(I a) { return _mm256_testz_si256(a.v, a.v); }
+inline I bits(F a) { return {_mm256_castps_si256(a.v)}; }
 inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
 inline I to_int(F a) { return {_mm256_cvtps_epi32(a.v)}; }  // a is a whole number, or rounds half to even
 inline F power_of_two(I n) { return {_mm256_castsi256_ps(_mm256_slli_epi32((n + set1(127)).v, 23))}; }
 
-// Lanes 0..127 as bytes.
-inline void store_bytes(uint8_t* p, I a) {
-    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+// clamp(a, 0, 127) as bytes; |a| below 2^15.
+inline void store_clamped(uint8_t* p, const I (&a)[1]) {
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(a[0].v), _mm256_extracti128_si256(a[0].v, 1));
+    __m128i bytes = _mm_min_epu8(_mm_packus_epi16(halves, halves), _mm_set1_epi8(127));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline void store_clamped(uint8_t* p, const I (&a)[4]) {
+    __m256i low = _mm256_packs_epi32(a[0].v, a[1].v), high = _mm256_packs_epi32(a[2].v, a[3].v);
+    __m256i bytes = _mm256_min_epu8(_mm256_packus_epi16(low, high), _mm256_set1_epi8(127));
+    // The packs work within halves of 128 bits; put the fours back in order.
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
 }
 
 inline F load_half(const uint16_t* p) {

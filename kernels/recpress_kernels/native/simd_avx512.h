@@ -28,6 +28,8 @@ inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+// a * b + c, rounded once or twice: only for what is checked afterwards.
+inline F multiply_add(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F abs(F a) {
     return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))};
 }
@@ -35,20 +37,37 @@ inline F round_even(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEARE
 inline F select_negative(F a, F yes, F no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_LT_OQ), no.v, yes.v)};
 }
-inline bool all_at_most(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ) == 0xffff; }
 inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+
+inline float lowest(F a) {
+    float v[W], m;
+    store(v, a);
+    m = v[0];
+    for (int i = 1; i < W; i++) m = v[i] < m ? v[i] : m;
+    return m;
+}
+inline float highest(F a) { return -lowest(set1(0.0f) - a); }
 
 inline I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline I set1(int32_t a) { return {_mm512_set1_epi32(a)}; }
 inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline I operator|(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline bool all_zero(I a) { return _mm512_test_epi32_mask(a.v, a.v) == 0; }
+inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F power_of_two(I n) { return {_mm512_castsi512_ps(_mm512_slli_epi32((n + set1(127)).v, 23))}; }
 
-inline void store_bytes(uint8_t* p, I a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
+// clamp(a, 0, 127) as bytes.
+template <int C>
+inline void store_clamped(uint8_t* p, const I (&a)[C]) {
+    for (int c = 0; c < C; c++) {
+        __m512i in = _mm512_max_epi32(_mm512_min_epi32(a[c].v, _mm512_set1_epi32(127)), _mm512_setzero_si512());
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c * W), _mm512_cvtepi32_epi8(in));
+    }
 }
 
 inline Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }
