@@ -130,9 +130,7 @@ def _check_stack(
         if problem:
             raise KernelInputError(f"layer {i}: {problem}")
         if activations[i] not in ACTIVATIONS:
-            raise KernelInputError(
-                f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}"
-            )
+            raise KernelInputError(f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}")
         if weight.shape[0] == 0:
             raise KernelInputError(f"layer {i}: weight has shape {tuple(weight.shape)}; a packed layer has N >= 1")
         if any(t is not None and not t.is_cpu for t in (weight, weight_scales[i], biases[i])):

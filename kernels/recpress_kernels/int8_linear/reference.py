@@ -73,7 +73,9 @@ def quantize_static(x: Tensor, x_scale: Tensor, x_zero_point: Tensor) -> tuple[T
     scale = x_scale.float().expand(x.shape[0])
     if x.dtype == torch.uint8:
         if x.numel() and int(x.amax()) > ACTIVATION_QMAX:
-            raise KernelInputError("int8_linear: x is quantised already and holds a value above 127; allowed are 0 to 127")
+            raise KernelInputError(
+                "int8_linear: x is quantised already and holds a value above 127; allowed are 0 to 127"
+            )
         return (x.to(torch.int16) - x_zero_point.to(torch.int16)).to(torch.int8), scale
     x = x.float()
     finite = torch.isfinite(x).all(dim=1)
@@ -89,7 +91,7 @@ def accumulate(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """``activation((acc * scale) * weight_scale + bias)``: float32 ``[M, N]`` from int32 ``[M, N]``, ``[M]``, ``[N]``."""
+    """``activation((acc * scale) * weight_scale + bias)``, float32 ``[M, N]``; acc is int32, scale is ``[M]``."""
     y = acc.float() * scale[:, None] * weight_scale
     return _FUNCTIONS[activation](y if bias is None else y + bias.float())
 
@@ -121,7 +123,7 @@ def int8_linear(
     *,
     accumulate=accumulate,
 ) -> Tensor:
-    """The op on ``x`` ``[M, K]``, by the formula on top of this file: ``[M, N]``; another exact ``accumulate`` may do."""
+    """The op on ``x`` ``[M, K]``, by the formula on top of this file: ``[M, N]``. Any exact ``accumulate`` will do."""
     q, scale = quantize_activations(x) if x_scale is None else quantize_static(x, x_scale, x_zero_point)
     y = epilogue(accumulate(q, weight), scale, weight_scale, bias, activation)
     if out_scale is not None:

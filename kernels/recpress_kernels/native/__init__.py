@@ -18,6 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
+_ABI = 1
 
 _ERRORS = {
     -1: "packed does not begin with a packed buffer's header; give what pack() made",
@@ -67,6 +68,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{LIBRARY_NAME} does not load: {error}"
+    if library.recpress_abi() != _ABI:
+        return None, f"{LIBRARY_NAME} was built from other sources: reinstall recpress"
     library.recpress_mlp.argtypes = [
         ctypes.c_void_p,
         *[ctypes.c_int64] * 3,
