@@ -20,7 +20,9 @@ thread_local Scratch thread_scratch;
 constexpr int kMaxLayers = 64;
 
 bool has(Isa isa) {
-#if defined(RP_X86)
+#if defined(RECPRESS_SIMDE)
+    return isa == kPortable || isa == kAvx512Vnni;
+#elif defined(RP_X86)
     if (isa == kAvx512Vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -37,8 +39,10 @@ Isa best() {
 Status dispatch(int32_t isa, const Call& call) {
     if (isa == kAuto) isa = best();
     else if (!has(Isa(isa))) return kUnknownIsa;
-#if defined(RP_X86)
+#if defined(RP_X86) || defined(RECPRESS_SIMDE)
     if (isa == kAvx512Vnni) return run_vnni(call);
+#endif
+#if defined(RP_X86)
     if (isa == kAvx2) return run_avx2(call);
 #endif
     return run_portable(call);

@@ -2,14 +2,32 @@
 // Each min and max returns b where a or b is NaN.
 #pragma once
 
-#ifdef RECPRESS_SIMDE
+#include <cstdint>
+#include <cstring>
+
+#ifdef RECPRESS_SIMDE  // emulation, for the tests
 #include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+// What SIMDe 0.7 lacks, by halves.
+static inline __m512 _mm512_cvtepi32_ps(__m512i a) {
+    int32_t in[16];
+    float out[16];
+    _mm512_storeu_si512(in, a);
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
+    return _mm512_loadu_ps(out);
+}
+static inline __m512i _mm512_cvtps_epi32(__m512 a) {
+    float in[16];
+    int32_t out[16];
+    _mm512_storeu_ps(in, a);
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtps_epi32(_mm256_loadu_ps(in + i)));
+    return _mm512_loadu_si512(out);
+}
 #else
 #include <immintrin.h>
 #endif
-
-#include <cstdint>
-#include <cstring>
 
 namespace {
 
@@ -33,7 +51,8 @@ inline F multiply_add(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; 
 inline F abs(F a) {
     return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))};
 }
-inline F round_even(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// 8: to nearest, half to even, no exceptions.
+inline F round_even(F a) { return {_mm512_roundscale_ps(a.v, 0x8)}; }
 inline F select_negative(F a, F yes, F no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_LT_OQ), no.v, yes.v)};
 }
@@ -66,7 +85,7 @@ template <int C>
 inline void store_clamped(uint8_t* p, const I (&a)[C]) {
     for (int c = 0; c < C; c++) {
         __m512i in = _mm512_max_epi32(_mm512_min_epi32(a[c].v, _mm512_set1_epi32(127)), _mm512_setzero_si512());
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c * W), _mm512_cvtepi32_epi8(in));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c * W), _mm512_cvtsepi32_epi8(in));
     }
 }
 
