@@ -21,6 +21,7 @@ inside int16 where the positive ones of the four add up to at most 258, and the 
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -99,21 +100,33 @@ def unpack(packed: Tensor) -> list[PackedLayer]:
     """The canonical layers of ``packed``: the exact inverse of :func:`pack_stack`.
 
     Raises:
-        KernelInputError: not a buffer of this format and version.
+        KernelInputError: not a buffer of this format and version, or a corrupt one.
     """
-    layers = _read_header(packed)
-    out = []
-    for i in range(layers):
-        begin = _HEADER.size + i * _LAYER.size
-        n, k, k_padded, activation, flags, _, *offsets = _LAYER.unpack(_bytes(packed, begin, _LAYER.size))
-        columns = -(-n // PANEL) * PANEL
-        panels = _section(packed, offsets[0], columns * k_padded, torch.int8)
-        panels = panels.view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
-        weight = panels.permute(0, 2, 1, 3).reshape(columns, k_padded)[:n, :k].contiguous()
-        scale = _section(packed, offsets[2], columns * 4, torch.float32)[:n].clone()
-        bias = _section(packed, offsets[3], columns * 4, torch.float32)[:n].clone() if flags & _HAS_BIAS else None
-        out.append(PackedLayer(weight, scale, bias, ACTIVATIONS[activation], bool(flags & _PAIRS_FIT)))
-    return out
+    layers = [_unpack_layer(packed, *header) for header in _read_headers(packed)]
+    for before, layer in pairwise(layers):
+        _intact(layer.weight.shape[1] == before.weight.shape[0])
+    return layers
+
+
+def _unpack_layer(
+    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, _: int, *offsets: int
+) -> PackedLayer:
+    _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
+    columns = -(-n // PANEL) * PANEL
+    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4)
+    for begin, size in zip(offsets, sizes, strict=True):
+        _intact(begin >= _HEADER.size + _LAYER.size and begin % _ALIGN == 0 and begin + size <= packed.numel())
+    panels, _sums, scale, bias = (
+        packed[begin : begin + size].clone() for begin, size in zip(offsets, sizes, strict=True)
+    )
+    panels = panels.view(torch.int8).view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
+    return PackedLayer(
+        weight=panels.permute(0, 2, 1, 3).reshape(columns, k_padded)[:n, :k].contiguous(),
+        weight_scale=scale.view(torch.float32)[:n],
+        bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
+        activation=ACTIVATIONS[activation],
+        pairs_fit=bool(flags & _PAIRS_FIT),
+    )
 
 
 def _check_stack(
@@ -161,11 +174,9 @@ def _pairs_fit(panels: Tensor) -> bool:
     if int(panels.amax()) <= 63 and int(panels.amin()) >= -63:
         return True
     # [panels, steps, two groups, 16, two pairs, two of a pair]
-    fours = panels.view(panels.shape[0], -1, 2, PANEL, 2, 2)
-    for sign in (fours.clamp(min=0), -fours.clamp(min=-127, max=0)):
-        if int(sign.sum(dim=(2, 5), dtype=torch.int32).amax()) > _PAIR_LIMIT:
-            return False
-    return int(panels.amin()) > -128
+    fours = panels.view(panels.shape[0], -1, 2, PANEL, 2, 2).to(torch.int16)
+    above, below = (part.sum(dim=(2, 5), dtype=torch.int16) for part in (fours.clamp(min=0), fours.clamp(max=0)))
+    return int(above.amax()) <= _PAIR_LIMIT and int(below.amin()) >= -_PAIR_LIMIT
 
 
 def _padded(vector: Tensor | None, columns: int) -> Tensor:
@@ -179,11 +190,14 @@ def _bytes(packed: Tensor, begin: int, size: int) -> bytes:
     return bytes(packed[begin : begin + size].tolist())
 
 
-def _section(packed: Tensor, begin: int, size: int, dtype: torch.dtype) -> Tensor:
-    return packed[begin : begin + size].clone().view(dtype)
+def _intact(good: bool) -> None:
+    if not good:
+        raise KernelInputError(
+            "packed is corrupt: its headers contradict its length or each other; pack the canonical weights again"
+        )
 
 
-def _read_header(packed: Tensor) -> int:
+def _read_headers(packed: Tensor) -> list[tuple[int, ...]]:
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_cpu:
         given = f"{packed.dtype} of shape {tuple(packed.shape)} on {packed.device}"
         raise KernelInputError(f"packed is {given}; give the uint8 buffer that pack() made, on the CPU")
@@ -195,6 +209,5 @@ def _read_header(packed: Tensor) -> int:
             f"packed has format version {version}, layout {layout:#x}; this build reads version {VERSION}, layout "
             f"{LAYOUT:#x}: pack the canonical weights again"
         )
-    if size != packed.numel():
-        raise KernelInputError(f"packed has {packed.numel()} bytes and its header says {size}; it is cut or corrupt")
-    return layers
+    _intact(size == packed.numel() and 1 <= layers <= MAX_LAYERS and size >= _HEADER.size + layers * _LAYER.size)
+    return [_LAYER.unpack(_bytes(packed, _HEADER.size + i * _LAYER.size, _LAYER.size)) for i in range(layers)]

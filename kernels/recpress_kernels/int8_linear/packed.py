@@ -41,7 +41,7 @@ def int8_linear_packed(
     )
 
 
-def check_packed(op: str, x: Tensor, packed: Tensor, *, quantised: bool = False) -> None:
+def check_packed(op: str, x: Tensor, packed: Tensor, out_features: int, *, quantised: bool = False) -> None:
     """Check dtypes and shapes of the two; the kernel checks the buffer's headers.
 
     Raises:
@@ -55,6 +55,8 @@ def check_packed(op: str, x: Tensor, packed: Tensor, *, quantised: bool = False)
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         given = f"{packed.dtype} of shape {tuple(packed.shape)}"
         raise KernelInputError(f"{op}: packed is {given}; give the uint8 buffer that pack() made, contiguous")
+    if out_features < 1:
+        raise KernelInputError(f"{op}: out_features is {out_features}; give the N of the last packed layer")
 
 
 @torch.library.impl(LIBRARY, "int8_linear_packed", "CPU")
@@ -69,7 +71,7 @@ def _cpu(
 ) -> Tensor:
     op = "int8_linear_packed"
     pairs = (x_scale, x_zero_point, out_scale, out_zero_point)
-    check_packed(op, x, packed, quantised=x_scale is not None)
+    check_packed(op, x, packed, out_features, quantised=x_scale is not None)
     for name, scale, zero_point in (("x", x_scale, x_zero_point), ("out", out_scale, out_zero_point)):
         if problem := pair_problem(name, scale, zero_point):
             raise KernelInputError(f"{op}: {problem}")
@@ -109,5 +111,5 @@ def _fake(
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
 ) -> Tensor:
-    check_packed("int8_linear_packed", x, packed, quantised=x_scale is not None)
+    check_packed("int8_linear_packed", x, packed, out_features, quantised=x_scale is not None)
     return x.new_empty(*x.shape[:-1], out_features, dtype=out_dtype(x, out_scale))

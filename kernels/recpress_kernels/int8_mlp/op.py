@@ -100,7 +100,7 @@ def _fake(
 
 @torch.library.impl(LIBRARY, "int8_mlp_packed", "CPU")
 def _packed(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    check_packed("int8_mlp_packed", x, packed)
+    check_packed("int8_mlp_packed", x, packed, out_features)
     rows = x if x.dim() == 2 and x.stride(1) == 1 else rows_of(x)
     if native.mlp is None:
         y = _unpacked(rows, packed, out_features)
@@ -134,5 +134,5 @@ def _unpacked(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
 
 @torch.library.register_fake("recpress::int8_mlp_packed", lib=LIBRARY)
 def _packed_fake(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    check_packed("int8_mlp_packed", x, packed)
+    check_packed("int8_mlp_packed", x, packed, out_features)
     return x.new_empty(*x.shape[:-1], out_features)

@@ -60,8 +60,8 @@ class LinearArguments(ctypes.Structure):
     ]
 
 
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    path = Path(__file__).with_name(LIBRARY_NAME)
+def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The shared library at ``path`` with its functions declared, or None and why not."""
     if not path.exists():
         return None, f"{LIBRARY_NAME} was not built: install a C++17 compiler (g++ or clang++) and reinstall recpress"
     try:
@@ -84,7 +84,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-_library, _reason = _load()
+_library, _reason = load(Path(__file__).with_name(LIBRARY_NAME))
 mlp = _library.recpress_mlp if _library else None
 """``recpress_mlp`` of entry.cpp; None where the library is missing."""
 linear = _library.recpress_linear if _library else None
