@@ -36,11 +36,6 @@ def torch_dynamic(stack: nn.Sequential, calibration: Tensor) -> Peer:
     return q.quantize_dynamic(_copy(stack).eval(), {nn.Linear: q.per_channel_dynamic_qconfig})
 
 
-def torch_float32(stack: nn.Sequential, calibration: Tensor) -> Peer:
-    """The float32 stack in eager torch: no int8 peer, shown for scale."""
-    return _copy(stack).eval()
-
-
 def onnxruntime_static(stack: nn.Sequential, calibration: Tensor) -> Peer:
     """onnxruntime on a QDQ graph, weights int8 per channel, activations uint8."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
