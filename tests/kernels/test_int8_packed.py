@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8_cases import PATHS, layer, path, rows, same_bits
 from recpress_kernels.formats import packed as form
+from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.int8_linear import reference
 
 
@@ -52,7 +53,8 @@ def test_layout_by_hand():
     assert packed[sums : sums + 8].view(torch.int32).tolist() == [15, 40]
 
 
-# Four weights that meet in one 16-bit sum: k = 0, 1, 4, 5.
+# Four weights that meet in one 16-bit sum: k = 0, 1, 4, 5 of a step, or 2, 3, 6, 7.
+@pytest.mark.parametrize("where", [[8, 9, 12, 13], [26, 27, 30, 31]])
 @pytest.mark.parametrize(
     ("four", "fits"),
     [
@@ -68,27 +70,39 @@ def test_layout_by_hand():
         ([-128, -128, -3, 0], False),
     ],
 )
-def test_pairs_are_added_in_16_bits_only_where_they_fit(four, fits):
-    weight = torch.zeros(3, 16, dtype=torch.int8)
-    weight[1, [8, 9, 12, 13]] = torch.tensor(four, dtype=torch.int8)
-    packed = rk.pack(weight, torch.ones(3))
-    assert rk.unpack(packed)[0].pairs_fit is fits
-    q = torch.full((2, 16), 127, dtype=torch.uint8)
-    q[1] = torch.where(weight[1] < 0, 127, 0)
+def test_pairs_are_added_in_16_bits_only_where_they_fit(four, fits, where):
+    weight = torch.zeros(19, 64, dtype=torch.int8)
+    weight[17, where] = torch.tensor(four, dtype=torch.int8)
+    packed = rk.pack(weight, torch.ones(19))
+    assert rk.unpack(packed)[0].paired == (1.0 if fits else 1 - 1 / 16)
+    q = torch.full((3, 64), 127, dtype=torch.uint8)
+    q[1] = torch.where(weight[17] < 0, 127, 0)
+    q[2] = torch.where(weight[17] > 0, 127, 0)
     pair = (torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
-    want = reference.int8_linear(q, weight, torch.ones(3), None, "none", *pair)
+    want = reference.int8_linear(q, weight, torch.ones(19), None, "none", *pair)
     for name in PATHS:
         with path(name):
-            assert torch.equal(rk.int8_linear_packed(q, packed, 3, *pair), want)
+            assert torch.equal(rk.int8_linear_packed(q, packed, 19, *pair), want)
 
 
-def test_weights_of_7_bits_always_fit():
-    assert rk.unpack(rk.pack(torch.full((5, 40), 63, dtype=torch.int8), torch.ones(5)))[0].pairs_fit
-    assert rk.unpack(rk.pack(torch.full((5, 40), -63, dtype=torch.int8), torch.ones(5)))[0].pairs_fit
+def test_how_much_is_paired():
+    g = torch.Generator().manual_seed(0)
+    normal, _ = quantize_per_channel(torch.randn(64, 512, generator=g))
+    even = torch.randint(-127, 128, (64, 512), generator=g, dtype=torch.int8)
+    seven, _ = quantize_per_channel(torch.rand(64, 512, generator=g), weight_bits=7)
+    shares = [rk.unpack(rk.pack(w, torch.ones(64)))[0].paired for w in (normal, even, seven)]
+    assert 0.9 < shares[0] < 1.0
+    assert shares[1:] == [0.0, 1.0]
+    for weight in (normal, even, seven):
+        x = rows(7, 512)
+        want = reference.int8_linear(x, weight, torch.ones(64))
+        for name in PATHS:
+            with path(name):
+                assert same_bits(rk.int8_linear_packed(x, rk.pack(weight, torch.ones(64)), 64), want)
 
 
 def broken(change) -> torch.Tensor:
-    weights, scales, biases = zip(layer(16, 13), layer(4, 16), strict=True)
+    weights, scales, biases = zip(layer(16, 13, most=63), layer(4, 16), strict=True)
     packed = rk.pack_stack(list(weights), list(scales), list(biases), ["relu", "none"])
     return change(packed.clone())
 
@@ -120,6 +134,7 @@ BROKEN = {
     "weights beyond the end": (poke(FIRST + 24, "<q", 2**40), "corrupt"),
     "sums overflow": (poke(FIRST + 32, "<q", 2**63 - 64), "corrupt"),
     "scales not aligned": (poke(FIRST + 40, "<q", 1000), "corrupt"),
+    "list beyond the end": (poke(FIRST + 56, "<q", 2**40), "corrupt"),
     "bias negative": (poke(SECOND + 48, "<q", -64), "corrupt"),
     "layers that do not meet": (poke(SECOND + 4, "<i", 13), "corrupt"),
 }

@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def float_stack(widths: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them, weights normal with variance 2 / K, as He initialises them."""
     g = torch.Generator().manual_seed(0)
     modules = []
-    for k, n in zip(widths, widths[1:], strict=False):
+    for k, n in pairwise(widths):
         linear = nn.Linear(k, n)
         linear.weight.data = torch.randn(n, k, generator=g) * (2 / k) ** 0.5
         linear.bias.data = torch.randn(n, generator=g) * 0.1

@@ -13,10 +13,16 @@ Each section begins at a multiple of 64 bytes. Columns are padded to 16 and k to
     scales   float32 [columns]
     bias     float32 [columns]
 
-A flag records that weights fit the faster loop, which adds two ``vpmaddubsw`` products in 16 bits before it widens
-them. Four weights meet in such a sum, k = 8 s + {2 i, 2 i + 1, 2 i + 4, 2 i + 5}; with activations of 0..127 it stays
-inside int16 where the positive ones of the four add up to at most 258, and the negative ones too. Weights of 7 bits,
-``|q| <= 63``, always do; others where it happens to hold for every four.
+Activations are 0..127, so a ``vpmaddubsw`` product (two weights) fits in 16 bits, and two of them may be added there
+before they are widened, for 3 multiplications in place of 4, wherever the four weights that meet allow it: in a step
+of 8 k those of k = 8 s + {2 i, 2 i + 1, 2 i + 4, 2 i + 5}, whose positive ones must add up to at most 258, and the
+negative ones too. Weights of 7 bits, ``|q| <= 63``, always allow it, and weights of 8 bits nearly always, since few
+are near the largest of their channel. Packing looks at every four and lists the steps that must be widened at once::
+
+    wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of steps after them
+
+A flag says that the list is there; where more than a quarter of the steps would be in it, it is not, and every step
+is widened at once.
 """
 
 import struct
@@ -37,21 +43,25 @@ PANEL, GROUP, STEP = 16, 4, 8
 LAYOUT = PANEL << 16 | GROUP << 8 | STEP
 MAX_LAYERS = 64
 _HEADER = struct.Struct("<8sIIiiq32x")
-_LAYER = struct.Struct("<6i4q8x")
+_LAYER = struct.Struct("<6i5q")
 _ALIGN = 64
-_HAS_BIAS, _PAIRS_FIT = 1, 2
+_HAS_BIAS, _PAIRS = 1, 2
+_MOST_WIDE = 0.25
 _PAIR_LIMIT = (2**15 - 1) // 127
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None."""
+    """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None.
+
+    ``paired`` is the share of steps that run in the faster loop.
+    """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
     activation: str
-    pairs_fit: bool
+    paired: float
 
 
 def pack(weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -79,9 +89,10 @@ def pack_stack(
     for weight, scale, bias, activation in zip(weights, weight_scales, biases, activations, strict=True):
         panels, sums = _panels(weight)
         columns = sums.numel()
-        flags = _HAS_BIAS * (bias is not None) | _PAIRS_FIT * _pairs_fit(panels)
+        wide = _wide_steps(panels)
+        flags = _HAS_BIAS * (bias is not None) | _PAIRS * bool(wide.numel())
         offsets = []
-        for section in (panels, sums, _padded(scale, columns), _padded(bias, columns)):
+        for section in (panels, sums, _padded(scale, columns), _padded(bias, columns), wide):
             offsets.append(at)
             sections.append((at, section))
             at = _aligned(at + section.numel() * section.element_size())
@@ -113,10 +124,11 @@ def _unpack_layer(
 ) -> PackedLayer:
     _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
     columns = -(-n // PANEL) * PANEL
-    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4)
+    count = columns // PANEL
+    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if flags & _PAIRS else 0)
     for begin, size in zip(offsets, sizes, strict=True):
         _intact(begin >= _HEADER.size + _LAYER.size and begin % _ALIGN == 0 and begin + size <= packed.numel())
-    panels, _sums, scale, bias = (
+    panels, _sums, scale, bias, starts = (
         packed[begin : begin + size].clone() for begin, size in zip(offsets, sizes, strict=True)
     )
     panels = panels.view(torch.int8).view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
@@ -125,7 +137,7 @@ def _unpack_layer(
         weight_scale=scale.view(torch.float32)[:n],
         bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
         activation=ACTIVATIONS[activation],
-        pairs_fit=bool(flags & _PAIRS_FIT),
+        paired=1 - int(starts.view(torch.int32)[-1]) / (count * k_padded // STEP) if flags & _PAIRS else 0.0,
     )
 
 
@@ -170,13 +182,20 @@ def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return panels, padded.sum(dim=1, dtype=torch.int32)
 
 
-def _pairs_fit(panels: Tensor) -> bool:
-    if int(panels.amax()) <= 63 and int(panels.amin()) >= -63:
-        return True
-    # [panels, steps, two groups, 16, two pairs, two of a pair]
-    fours = panels.view(panels.shape[0], -1, 2, PANEL, 2, 2).to(torch.int16)
-    above, below = (part.sum(dim=(2, 5), dtype=torch.int16) for part in (fours.clamp(min=0), fours.clamp(max=0)))
-    return int(above.amax()) <= _PAIR_LIMIT and int(below.amin()) >= -_PAIR_LIMIT
+def _wide_steps(panels: Tensor) -> Tensor:
+    """The section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; empty where too many steps must be widened."""
+    count, steps = panels.shape[0], panels.shape[1] // 2
+    wide = torch.zeros(count, steps, dtype=torch.bool)
+    if int(panels.amax()) > 63 or int(panels.amin()) < -63:
+        # [P, steps, two groups, 16, two pairs, two of a pair]
+        fours = panels.view(count, steps, 2, PANEL, 2, 2).to(torch.int16)
+        for part in (fours.clamp(min=0), -fours.clamp(max=0)):
+            wide |= (part.sum(dim=(2, 5), dtype=torch.int16) > _PAIR_LIMIT).flatten(2).any(dim=2)
+    if int(wide.sum()) > _MOST_WIDE * wide.numel():
+        return torch.empty(0, dtype=torch.int32)
+    starts = torch.zeros(count + 1, dtype=torch.int32)
+    starts[1:] = wide.sum(dim=1).cumsum(0)
+    return torch.cat([starts, wide.nonzero()[:, 1].to(torch.int32)])
 
 
 def _padded(vector: Tensor | None, columns: int) -> Tensor:

@@ -36,7 +36,7 @@ constexpr int kStep = 8;    // k is padded with zero weights to a multiple of th
 constexpr uint32_t kVersion = 1;
 constexpr uint32_t kLayout = 0x00100408;  // panel, group, step
 constexpr int32_t kHasBias = 1;
-constexpr int32_t kPairsFit = 2;  // two vpmaddubsw products of any activations fit in 16 bits
+constexpr int32_t kPairs = 2;  // two vpmaddubsw products fit in 16 bits, except in the steps listed in `wide`
 
 struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
     char magic[8];     // "RPINT8\0\0"
@@ -52,14 +52,16 @@ struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, mul
     int64_t sums;     // int32 [panels * 16], sum_k w[n, k]
     int64_t scales;   // float32 [panels * 16]
     int64_t bias;     // float32 [panels * 16], zeros without a bias
-    int64_t reserved1;
+    int64_t wide;     // int32 [panels + 1] where each panel's list begins, then the lists of steps, rising
 };
 static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
 
 // ---- what the kernels work on -------------------------------------------------------------------------------------
 struct Layer {
     int64_t n, k, k_padded;
-    int32_t activation, flags;
+    int32_t activation;
+    const int32_t* wide;  // null where no step takes pairs
+    int64_t wide_count;   // of all lists
     const int8_t* weights;
     const int32_t* sums;
     const float *scales, *bias;  // packed: zeros without a bias; canonical: null

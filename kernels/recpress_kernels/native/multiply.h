@@ -23,40 +23,66 @@ struct Chunk {
     int64_t y_stride;
 };
 
-// acc[r][p][v] += the products of R rows with P panels that lie one after the other.
-template <int R, int P, bool PAIRS>
-inline void products(const uint8_t* q, int64_t q_stride, const int8_t* w, int64_t k_padded, I (&acc)[R][P][V]) {
-    constexpr int kBytes = recpress::kPanel * recpress::kGroup;  // of one group of one panel
-    int64_t panel = k_padded * recpress::kPanel;
-    for (int64_t k = 0; k < k_padded; k += recpress::kStep) {
-#pragma GCC unroll 4
-        for (int p = 0; p < P; p++) {
-            const int8_t* at = w + p * panel + k * recpress::kPanel;
-            if (PAIRS) {
-                Bytes w0[V], w1[V];
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) w0[v] = load_bytes(at + v * W * 4), w1[v] = load_bytes(at + kBytes + v * W * 4);
+constexpr int kGroupBytes = recpress::kPanel * recpress::kGroup;  // of one group of one panel
+
+// acc[r][p][v] += the products of R rows with P panels that lie one after the other, over steps [from, to) of 8 k.
+template <int R, int P>
+inline void widening(const uint8_t* q, int64_t q_stride, const int8_t* w, int64_t panel_bytes, int64_t from, int64_t to,
+                     I (&acc)[R][P][V]) {
+    for (int64_t group = from * 2; group < to * 2; group++) {
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    const uint8_t* a = q + r * q_stride + k;
-                    Bytes a0 = broadcast4(a), a1 = broadcast4(a + 4);
+        for (int r = 0; r < R; r++) {
+            Bytes a = broadcast4(q + r * q_stride + group * recpress::kGroup);
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) acc[r][p][v] = dot8(acc[r][p][v], a0, w0[v], a1, w1[v]);
-                }
-            } else {
-#pragma GCC unroll 2
-                for (int half = 0; half < 2; half++) {
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; r++) {
-                        Bytes a = broadcast4(q + r * q_stride + k + half * 4);
+            for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
-                        for (int v = 0; v < V; v++)
-                            acc[r][p][v] = dot4(acc[r][p][v], a, load_bytes(at + half * kBytes + v * W * 4));
-                    }
+                for (int v = 0; v < V; v++) {
+                    const int8_t* at = w + p * panel_bytes + group * kGroupBytes + v * W * recpress::kGroup;
+                    acc[r][p][v] = dot4(acc[r][p][v], a, load_bytes(at));
                 }
-            }
         }
     }
+}
+
+// The same where two products may be added in 16 bits before they are widened: 3 multiplications where the other
+// loop takes 4.
+template <int R>
+inline void pairs(const uint8_t* q, int64_t q_stride, const int8_t* w, int64_t from, int64_t to, I (&acc)[R][1][V]) {
+    for (int64_t step = from; step < to; step++) {
+        const int8_t* at = w + step * 2 * kGroupBytes;
+        Bytes w0[V], w1[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            w0[v] = load_bytes(at + v * W * recpress::kGroup);
+            w1[v] = load_bytes(at + kGroupBytes + v * W * recpress::kGroup);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const uint8_t* a = q + r * q_stride + step * recpress::kStep;
+            Bytes a0 = broadcast4(a), a1 = broadcast4(a + recpress::kGroup);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc[r][0][v] = dot8(acc[r][0][v], a0, w0[v], a1, w1[v]);
+        }
+    }
+}
+
+// Pairs but for the steps that this panel lists. A list out of order or out of bounds, which a sound buffer does not
+// hold, gives wrong sums but touches nothing outside the panel.
+template <int R>
+inline void listed(const recpress::Layer& layer, int64_t panel, const uint8_t* q, int64_t q_stride, const int8_t* w,
+                   I (&acc)[R][1][V]) {
+    int64_t panels = (layer.n + recpress::kPanel - 1) / recpress::kPanel, steps = layer.k_padded / recpress::kStep;
+    const int32_t* list = layer.wide + panels + 1;
+    int64_t i = layer.wide[panel], end = layer.wide[panel + 1], done = 0;
+    if (i < 0 || end > layer.wide_count) i = end = 0;
+    for (; i < end; i++) {
+        int64_t step = list[i];
+        if (step < done || step >= steps) break;
+        pairs<R>(q, q_stride, w, done, step, acc);
+        widening<R, 1>(q, q_stride, w, 0, step, step + 1, acc);
+        done = step + 1;
+    }
+    pairs<R>(q, q_stride, w, done, steps, acc);
 }
 
 // What is the same for all tiles of a layer: with bias zero and floor -infinity there is nothing to branch on.
@@ -71,8 +97,12 @@ void tile(const recpress::Layer& layer, const Chunk& chunk, int64_t row, int64_t
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
             for (int v = 0; v < V; v++) acc[r][p][v] = set1(0);
-    products<R, P, PAIRS>(chunk.q + row * chunk.q_stride, chunk.q_stride,
-                          layer.weights + panel * layer.k_padded * recpress::kPanel, layer.k_padded, acc);
+    const uint8_t* q = chunk.q + row * chunk.q_stride;
+    const int8_t* w = layer.weights + panel * layer.k_padded * recpress::kPanel;
+    if constexpr (PAIRS)
+        listed<R>(layer, panel, q, chunk.q_stride, w, acc);
+    else
+        widening<R, P>(q, chunk.q_stride, w, layer.k_padded * recpress::kPanel, 0, layer.k_padded / recpress::kStep, acc);
     F floor = set1(floor_of(layer));
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
@@ -102,11 +132,12 @@ void rows_of_panel(const recpress::Layer& layer, const Chunk& chunk, int64_t row
 }
 
 template <bool PAIRS>
-void multiply(const recpress::Layer& layer, const Chunk& chunk) {
-    int64_t panels = (layer.n + recpress::kPanel - 1) / recpress::kPanel, panel = 0;
-    if (chunk.count == 1)  // bound by reading the weights: two panels share the broadcasts
-        for (; panel + 2 <= panels; panel += 2) tile<1, 2, PAIRS>(layer, chunk, 0, panel);
-    for (; panel < panels; panel++) {
+void panels(const recpress::Layer& layer, const Chunk& chunk) {
+    int64_t count = (layer.n + recpress::kPanel - 1) / recpress::kPanel, panel = 0;
+    // One row is bound by reading the weights, not by multiplying: two panels share the broadcasts.
+    if (!PAIRS && chunk.count == 1)
+        for (; panel + 2 <= count; panel += 2) tile<1, 2, false>(layer, chunk, 0, panel);
+    for (; panel < count; panel++) {
         int64_t row = 0;
         for (; row + kMaxRows <= chunk.count; row += kMaxRows) tile<kMaxRows, 1, PAIRS>(layer, chunk, row, panel);
         if (row < chunk.count) rows_of_panel<kMaxRows, PAIRS>(layer, chunk, row, panel);
@@ -114,7 +145,7 @@ void multiply(const recpress::Layer& layer, const Chunk& chunk) {
 }
 
 inline void multiply(const recpress::Layer& layer, const Chunk& chunk) {
-    layer.flags & recpress::kPairsFit ? multiply<true>(layer, chunk) : multiply<false>(layer, chunk);
+    layer.wide && chunk.count > 1 ? panels<true>(layer, chunk) : panels<false>(layer, chunk);
     if (layer.activation <= recpress::kRelu) return;
     // A pass of its own, so that the tile calls nothing and keeps its sums in registers.
     for (int64_t r = 0; r < chunk.count; r++) smooth(layer.activation, layer.n, chunk.y + r * chunk.y_stride);
