@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import recpress_kernels as rk
 import torch
+import torch.fx.experimental.proxy_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8_cases import PATHS, guarded, hard_rows, layer, path, rows, same_bits
@@ -323,3 +324,25 @@ def test_traced():
     program = torch.export.export(Model(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
     other = rows(9, 479)
     assert same_bits(program.module()(other), rk.int8_mlp_packed(other, packed, 1))
+
+
+def test_the_direct_call_gives_way_to_whoever_watches():
+    """int8_mlp_packed calls the kernel itself, but a tracer must still see the op, and a mode intercept it."""
+    x, packed = rows(3, 479), rk.pack_stack(*stack())
+
+    def call(x):
+        return rk.int8_mlp_packed(x, packed, 1)
+
+    traced = torch.fx.experimental.proxy_tensor.make_fx(call)(x)
+    assert "recpress.int8_mlp_packed" in traced.code
+    program = torch.export.export(torch.nn.Sequential(Call(call)), (x,))
+    assert "recpress.int8_mlp_packed" in program.graph_module.code
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert same_bits(compiled(x), call(x))
+    assert call(x.to("meta")).shape == (3, 1)
+
+
+class Call(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function

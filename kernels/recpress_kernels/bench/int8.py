@@ -47,7 +47,7 @@ def float_stack(widths: list[int]) -> nn.Sequential:
 
 
 def ours(stack: nn.Sequential, weight_bits: int) -> Callable[[Tensor], Tensor]:
-    """The stack on ``int8_mlp_packed``, as ``load()`` puts it there; without native kernels on ``int8_mlp``."""
+    """The stack in one call of ``int8_mlp_packed``; without native kernels, of ``int8_mlp``."""
     linears = [m for m in stack if isinstance(m, nn.Linear)]
     pairs = [quantize_per_channel(m.weight, weight_bits=weight_bits) for m in linears]
     operands = (
@@ -57,9 +57,9 @@ def ours(stack: nn.Sequential, weight_bits: int) -> Callable[[Tensor], Tensor]:
         ["relu"] * (len(linears) - 1) + ["none"],
     )
     if not native.status().ok:
-        return lambda x: torch.ops.recpress.int8_mlp(x, *operands)
+        return lambda x: rk.int8_mlp(x, *operands)
     packed, out_features = rk.pack_stack(*operands), linears[-1].out_features
-    return lambda x: torch.ops.recpress.int8_mlp_packed(x, packed, out_features)
+    return lambda x: rk.int8_mlp_packed(x, packed, out_features)
 
 
 def interleaved(variants: dict[str, Callable], x: Tensor, *, seconds: float) -> dict[str, float]:

@@ -119,6 +119,12 @@ def unpack(packed: Tensor) -> list[PackedLayer]:
     return layers
 
 
+def widths(packed: Tensor) -> list[int]:
+    """K of the first layer and N of each, of an intact buffer."""
+    headers = _read_headers(packed)
+    return [headers[0][1], *(header[0] for header in headers)]
+
+
 def _unpack_layer(
     packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, _: int, *offsets: int
 ) -> PackedLayer:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.formats.packed import unpack
+from recpress_kernels.formats.packed import unpack, widths
 from recpress_kernels.int8_linear import cpu
 from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, out_dtype, pair_problem, rows_of
 from recpress_kernels.library import LIBRARY
@@ -80,25 +80,33 @@ def _cpu(
         y = _unpacked(rows_of(x), packed, out_features, pairs)
     else:
         arguments = native.LinearArguments(packed=packed.data_ptr(), packed_bytes=packed.numel())
-        y = cpu.run(op, rows_of(x), out_features, arguments, *pairs)
+        try:
+            y = cpu.run(op, rows_of(x), out_features, arguments, *pairs)
+        except KernelInputError:
+            check_features(op, x, packed, out_features)
+            raise
     return y.view(*x.shape[:-1], out_features)
 
 
 def _unpacked(x: Tensor, packed: Tensor, out_features: int, pairs: tuple) -> Tensor:
     layers = unpack(packed)
+    check_features("int8_linear_packed", x, packed, out_features)
     layer = layers[0]
     if len(layers) != 1:
         native.check("int8_linear_packed", -10)
-    check_features("int8_linear_packed", x, layers, out_features)
     return cpu.int8_linear(x, layer.weight, layer.weight_scale, layer.bias, layer.activation, *pairs)
 
 
-def check_features(op: str, x: Tensor, layers: list, out_features: int) -> None:
-    """What the native kernels check of a buffer against x and y, for the path without them."""
-    if layers[0].weight.shape[1] != x.shape[-1]:
-        native.check(op, -4)
-    if layers[-1].weight.shape[0] != out_features:
-        native.check(op, -5)
+def check_features(op: str, x: Tensor, packed: Tensor, out_features: int) -> None:
+    """Check x and y against the buffer's layers: without the native kernels, or to say what they refused.
+
+    Raises:
+        KernelInputError: K or N differs, or the buffer is not intact.
+    """
+    k, *_, n = layers = widths(packed)
+    if x.shape[-1] != k or out_features != n:
+        given = f"x has K = {x.shape[-1]} and out_features is {out_features}"
+        raise KernelInputError(f"{op}: {given}; packed holds layers of {'-'.join(map(str, layers))} features")
 
 
 @torch.library.register_fake("recpress::int8_linear_packed", lib=LIBRARY)

@@ -20,12 +20,14 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
 _ABI = 1
 
+FEATURES = (-4, -5)
+"""The codes for x and y of other widths than the packed layers': the caller knows the numbers."""
 _ERRORS = {
+    -4: "x has another K than the first packed layer",
+    -5: "out_features is not N of the last packed layer",
     -1: "packed does not begin with a packed buffer's header; give what pack() made",
     -2: "packed was made for another format version or layout; pack the canonical weights again",
     -3: "packed is corrupt: its headers contradict its length or each other; pack the canonical weights again",
-    -4: "x and the first packed layer disagree on K",
-    -5: "out_features and the last packed layer disagree on N",
     -6: "no memory for scratch buffers",
     -7: "x is quantised already and holds a value above 127; allowed are 0 to 127",
     -8: "the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some row; "
