@@ -13,6 +13,8 @@ typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
 typedef int8_t Char16 __attribute__((vector_size(16)));
 typedef int16_t Short16 __attribute__((vector_size(32)));
+typedef int32_t Int8 __attribute__((vector_size(32)));
+typedef uint64_t ULong4 __attribute__((vector_size(32)));
 struct F { Float4 v; };
 struct I { Int4 v; };
 struct Bytes { Char16 v; };  // 4 columns of 4 k
@@ -70,10 +72,11 @@ inline Bytes broadcast4(const uint8_t* p) {
     return {(Char16)Int4{four, four, four, four}};
 }
 inline I dot4(I acc, Bytes a, Bytes w) {
-    // A product of at most 127 * 128 fits in 16 bits.
-    Short16 p = __builtin_convertvector(a.v, Short16) * __builtin_convertvector(w.v, Short16);
-    for (int c = 0; c < W; c++) acc.v[c] += int32_t(p[4 * c]) + p[4 * c + 1] + p[4 * c + 2] + p[4 * c + 3];
-    return acc;
+    // A product of at most 127 * 128 fits in 16 bits. Neighbours are added in halves of 32, then of 64 bits.
+    Short16 product = __builtin_convertvector(a.v, Short16) * __builtin_convertvector(w.v, Short16);
+    Int8 pairs = (((Int8)product << 16) >> 16) + ((Int8)product >> 16);
+    ULong4 fours = (ULong4)pairs + ((ULong4)pairs >> 32);
+    return {acc.v + __builtin_convertvector(fours, Int4)};
 }
 inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
 
