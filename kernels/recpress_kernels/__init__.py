@@ -2,7 +2,9 @@
 
 Importing this package registers the ops under ``torch.ops.recpress``:
 
-* ``int8_linear``: a linear layer on int8 weights, activations quantised a row at a time;
+* ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
+* ``int8_mlp``: a stack of such layers in one call;
+* ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows.
 
 It needs torch and triton alone and can be used without the plugin.
@@ -10,7 +12,10 @@ It needs torch and triton alone and can be used without the plugin.
 
 from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
 from recpress_kernels.errors import IndexBoundsError, KernelInputError, RecpressError
+from recpress_kernels.formats.packed import pack, pack_stack, unpack
 from recpress_kernels.int8_linear.op import int8_linear
+from recpress_kernels.int8_linear.packed import int8_linear_packed
+from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
 from recpress_kernels.support import Support
 
 __all__ = [
@@ -20,4 +25,10 @@ __all__ = [
     "Support",
     "embedding_bag_rows",
     "int8_linear",
+    "int8_linear_packed",
+    "int8_mlp",
+    "int8_mlp_packed",
+    "pack",
+    "pack_stack",
+    "unpack",
 ]

@@ -1,4 +1,4 @@
-"""Linear layer on int8 weights with dynamic 7-bit activations, in plain torch: the truth for every device.
+"""Linear layer on int8 weights with 7-bit activations, in plain torch: the truth for every device.
 
 For a row x of K values (float32; float16 and bfloat16 are widened first) and int8 weights w ``[N, K]``::
 
@@ -7,7 +7,13 @@ For a row x of K values (float32; float16 and bfloat16 are widened first) and in
     zero    = clamp(rne(-lo / scale), 0, 127)
     q[k]    = clamp(rne(x[k] / scale) + zero, 0, 127)
     acc[n]  = sum_k (q[k] - zero) * w[n, k]                          int32, exact
-    y[n]    = (acc[n] * scale) * weight_scale[n] + bias[n]           float32, then to the dtype of x
+    y[n]    = (acc[n] * scale) * weight_scale[n] + bias[n]           float32
+    y[n]    = activation(y[n])                                       float32, then to the dtype of x
+
+With calibrated ``x_scale`` and ``x_zero_point`` these stand for scale and zero in every row; x may then be uint8 and
+is q itself (y is float32). With ``out_scale`` and ``out_zero_point`` the result is uint8 for the next layer::
+
+    o[n]    = clamp(rne(y[n] / out_scale) + out_zero_point, 0, 127)
 
 ``/`` is IEEE division in float32 and ``rne`` rounds half to even. q, zero and acc are the same bits on every
 device; y may differ in its last bits, since a device may fuse the multiplication with the addition.
@@ -15,13 +21,25 @@ device; y may differ in its last bits, since a device may fuse the multiplicatio
 Why 7 bits and a zero point: q - zero lies in [-127, 127], which an s8 tensor core takes as it is; q lies in
 [0, 127], on which the CPU's ``vpmaddubsw`` cannot saturate (2 * 127 * 127 < 2^15); and after a ReLU, where
 zero = 0, there are as many levels as symmetric int8 has. A row that holds NaN or infinity, or whose range
-overflows float32, gives NaN in all its outputs.
+overflows float32 where it is dynamic, gives NaN in all its outputs. No integer stands for NaN: with ``out_scale`` a
+NaN in y is an error on the CPU; infinity meets the bound 0 or 127.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from recpress_kernels.errors import KernelInputError
 
 ACTIVATION_QMAX = 127
+_FUNCTIONS = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
+    "gelu_erf": functional.gelu,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+}
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,18 +64,68 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return (q - zero).to(torch.int8), scale
 
 
+def quantize_static(x: Tensor, x_scale: Tensor, x_zero_point: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` ``[M, K]`` (float, or uint8 and quantised already) by a calibrated pair, returned as the dynamic form is.
+
+    Raises:
+        KernelInputError: x is uint8 and holds a value above 127.
+    """
+    scale = x_scale.float().expand(x.shape[0])
+    if x.dtype == torch.uint8:
+        if x.numel() and int(x.amax()) > ACTIVATION_QMAX:
+            raise KernelInputError(
+                "int8_linear: x is quantised already and holds a value above 127; allowed are 0 to 127"
+            )
+        return (x.to(torch.int16) - x_zero_point.to(torch.int16)).to(torch.int8), scale
+    x = x.float()
+    finite = torch.isfinite(x).all(dim=1)
+    x = torch.where(finite[:, None], x, torch.zeros_like(x))
+    q = (torch.round(x / x_scale) + x_zero_point).clamp(0, ACTIVATION_QMAX) - x_zero_point
+    q = torch.where(finite[:, None], q, torch.zeros_like(q))
+    return q.to(torch.int8), torch.where(finite, scale, torch.full_like(scale, torch.nan))
+
+
 def accumulate(q: Tensor, weight: Tensor) -> Tensor:
     """``sum_k q[m, k] * weight[n, k]`` of int8 operands as int32 ``[M, N]``."""
     return q.to(torch.int32) @ weight.to(torch.int32).T
 
 
-def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``(acc * scale) * weight_scale + bias`` in float32: ``[M, N]`` from int32 ``[M, N]``, ``[M]``, ``[N]``."""
+def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """``activation((acc * scale) * weight_scale + bias)``, float32 ``[M, N]``; acc is int32, scale is ``[M]``."""
     y = acc.float() * scale[:, None] * weight_scale
-    return y if bias is None else y + bias.float()
+    return _FUNCTIONS[activation](y if bias is None else y + bias.float())
 
 
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The op on ``x`` ``[M, K]``, by the formula on top of this file: ``[M, N]`` in the dtype of x."""
-    q, scale = quantize_activations(x)
-    return epilogue(accumulate(q, weight), scale, weight_scale, bias).to(x.dtype)
+def quantize_output(y: Tensor, out_scale: Tensor, out_zero_point: Tensor) -> Tensor:
+    """``y`` float32 ``[M, N]`` as uint8 for the next layer.
+
+    Raises:
+        KernelInputError: y holds NaN.
+    """
+    if torch.isnan(y).any():
+        raise KernelInputError(
+            "int8_linear: the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some "
+            "row; leave out_scale away to get NaN in that row, or find where x came from"
+        )
+    return (torch.round(y / out_scale) + out_zero_point).clamp(0, ACTIVATION_QMAX).to(torch.uint8)
+
+
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    x_scale: Tensor | None = None,
+    x_zero_point: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    *,
+    accumulate=accumulate,
+) -> Tensor:
+    """The op on ``x`` ``[M, K]``, by the formula on top of this file: ``[M, N]``. Any exact ``accumulate`` will do."""
+    q, scale = quantize_activations(x) if x_scale is None else quantize_static(x, x_scale, x_zero_point)
+    y = epilogue(accumulate(q, weight), scale, weight_scale, bias, activation)
+    if out_scale is not None:
+        return quantize_output(y, out_scale, out_zero_point)
+    return y if x.dtype == torch.uint8 else y.to(x.dtype)

@@ -1,0 +1,238 @@
+"""A stack of int8 layers as one buffer that the native CPU kernels read: a load step, never stored in an artifact.
+
+The buffer is uint8, little-endian, and starts with a header of 64 bytes and one of 64 bytes a layer
+(``native/abi.h`` holds the same structures)::
+
+    magic "RPINT8\\0\\0", version u32, layout u32, layers i32, -, bytes i64, 32 reserved
+    n i32, k i32, k_padded i32, activation i32, flags i32, -, offsets of weights, sums, scales, bias i64, -
+
+Each section begins at a multiple of 64 bytes. Columns are padded to 16 and k to 8, with zeros::
+
+    weights  int8    [columns / 16, k_padded / 4, 16, 4]     16 columns of 4 consecutive k lie together
+    sums     int32   [columns]                               sum_k w[n, k], which takes the zero point out
+    scales   float32 [columns]
+    bias     float32 [columns]
+
+Activations are 0..127, so a ``vpmaddubsw`` product (two weights) fits in 16 bits, and two of them may be added there
+before they are widened, for 3 multiplications in place of 4, wherever the four weights that meet allow it: in a step
+of 8 k those of k = 8 s + {2 i, 2 i + 1, 2 i + 4, 2 i + 5}, whose positive ones must add up to at most 258, and the
+negative ones too. Weights of 7 bits, ``|q| <= 63``, always allow it, and weights of 8 bits nearly always, since few
+are near the largest of their channel. Packing looks at every four and lists the steps that must be widened at once::
+
+    wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of steps after them
+
+A flag says that the list is there; where more than a quarter of the steps would be in it, it is not, and every step
+is widened at once.
+"""
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.int8 import sum_problem, weight_problem
+
+ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
+"""The position of a name is its code in the buffer."""
+MAGIC = b"RPINT8\0\0"
+VERSION = 1
+PANEL, GROUP, STEP = 16, 4, 8
+LAYOUT = PANEL << 16 | GROUP << 8 | STEP
+MAX_LAYERS = 64
+_HEADER = struct.Struct("<8sIIiiq32x")
+_LAYER = struct.Struct("<6i5q")
+_ALIGN = 64
+_HAS_BIAS, _PAIRS = 1, 2
+_MOST_WIDE = 0.25
+_PAIR_LIMIT = (2**15 - 1) // 127
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None.
+
+    ``paired`` is the share of steps that run in the faster loop.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    activation: str
+    paired: float
+
+
+def pack(weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """One layer as a packed buffer, uint8 of one dimension; see :func:`pack_stack`."""
+    return pack_stack([weight], [weight_scale], [bias], [activation])
+
+
+def pack_stack(
+    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+) -> Tensor:
+    """A stack of layers as one packed buffer, uint8 of one dimension, on the CPU.
+
+    Args:
+        weights: int8 ``[N_i, K_i]`` with ``K_i = N_(i-1)``, 1 to 64 of them.
+        weight_scales: float32 ``[N_i]``, finite.
+        biases: float32 ``[N_i]`` or None, one a layer.
+        activations: names of :data:`ACTIVATIONS`, one a layer.
+
+    Raises:
+        KernelInputError: an operand has another dtype, shape, device or value.
+    """
+    _check_stack(weights, weight_scales, biases, activations)
+    at = _aligned(_HEADER.size + _LAYER.size * len(weights))
+    headers, sections = [], []
+    for weight, scale, bias, activation in zip(weights, weight_scales, biases, activations, strict=True):
+        panels, sums = _panels(weight)
+        columns = sums.numel()
+        wide = _wide_steps(panels)
+        flags = _HAS_BIAS * (bias is not None) | _PAIRS * bool(wide.numel())
+        offsets = []
+        for section in (panels, sums, _padded(scale, columns), _padded(bias, columns), wide):
+            offsets.append(at)
+            sections.append((at, section))
+            at = _aligned(at + section.numel() * section.element_size())
+        k_padded = panels.shape[1] * GROUP
+        headers.append(_LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), flags, 0, *offsets))
+    front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
+    packed = torch.zeros(at, dtype=torch.uint8)
+    packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
+    for begin, section in sections:
+        data = section.reshape(-1).view(torch.uint8)
+        packed[begin : begin + data.numel()] = data
+    return packed
+
+
+def unpack(packed: Tensor) -> list[PackedLayer]:
+    """The canonical layers of ``packed``: the exact inverse of :func:`pack_stack`.
+
+    Raises:
+        KernelInputError: not a buffer of this format and version, or a corrupt one.
+    """
+    layers = [_unpack_layer(packed, *header) for header in _read_headers(packed)]
+    for before, layer in pairwise(layers):
+        _intact(layer.weight.shape[1] == before.weight.shape[0])
+    return layers
+
+
+def widths(packed: Tensor) -> list[int]:
+    """K of the first layer and N of each, of an intact buffer."""
+    headers = _read_headers(packed)
+    return [headers[0][1], *(header[0] for header in headers)]
+
+
+def _unpack_layer(
+    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, _: int, *offsets: int
+) -> PackedLayer:
+    _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
+    columns = -(-n // PANEL) * PANEL
+    count = columns // PANEL
+    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if flags & _PAIRS else 0)
+    for begin, size in zip(offsets, sizes, strict=True):
+        _intact(begin >= _HEADER.size + _LAYER.size and begin % _ALIGN == 0 and begin + size <= packed.numel())
+    panels, _sums, scale, bias, starts = (
+        packed[begin : begin + size].clone() for begin, size in zip(offsets, sizes, strict=True)
+    )
+    panels = panels.view(torch.int8).view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
+    return PackedLayer(
+        weight=panels.permute(0, 2, 1, 3).reshape(columns, k_padded)[:n, :k].contiguous(),
+        weight_scale=scale.view(torch.float32)[:n],
+        bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
+        activation=ACTIVATIONS[activation],
+        paired=1 - int(starts.view(torch.int32)[-1]) / (count * k_padded // STEP) if flags & _PAIRS else 0.0,
+    )
+
+
+def _check_stack(
+    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+) -> None:
+    lengths = [len(weights), len(weight_scales), len(biases), len(activations)]
+    if len(set(lengths)) != 1 or not 1 <= lengths[0] <= MAX_LAYERS:
+        raise KernelInputError(
+            f"weights, weight_scales, biases and activations have {lengths} entries; give 1 to {MAX_LAYERS}, "
+            "as many of each"
+        )
+    for i, weight in enumerate(weights):
+        problem = weight_problem(weight, weight_scales[i], biases[i]) or sum_problem(weight)
+        if problem:
+            raise KernelInputError(f"layer {i}: {problem}")
+        if activations[i] not in ACTIVATIONS:
+            raise KernelInputError(f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}")
+        if weight.shape[0] == 0:
+            raise KernelInputError(f"layer {i}: weight has shape {tuple(weight.shape)}; a packed layer has N >= 1")
+        if any(t is not None and not t.is_cpu for t in (weight, weight_scales[i], biases[i])):
+            raise KernelInputError(f"layer {i}: operands lie on {weight.device}; packed buffers are for the CPU")
+        if not torch.isfinite(weight_scales[i]).all():
+            raise KernelInputError(f"layer {i}: weight_scale holds NaN or infinity; quantise the weights again")
+        if i and weight.shape[1] != weights[i - 1].shape[0]:
+            raise KernelInputError(
+                f"layer {i}: weight takes {weight.shape[1]} features and layer {i - 1} gives {weights[i - 1].shape[0]}"
+            )
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN
+
+
+def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 ``[N, K]`` as ``(int8 [columns / 16, k_padded / 4, 16, 4], sums int32 [columns])``."""
+    n, k = weight.shape
+    columns, k_padded = -(-n // PANEL) * PANEL, -(-k // STEP) * STEP
+    padded = torch.zeros(columns, k_padded, dtype=torch.int8)
+    padded[:n, :k] = weight
+    panels = padded.view(columns // PANEL, PANEL, k_padded // GROUP, GROUP).permute(0, 2, 1, 3).contiguous()
+    return panels, padded.sum(dim=1, dtype=torch.int32)
+
+
+def _wide_steps(panels: Tensor) -> Tensor:
+    """The section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; empty where too many steps must be widened."""
+    count, steps = panels.shape[0], panels.shape[1] // 2
+    wide = torch.zeros(count, steps, dtype=torch.bool)
+    if int(panels.amax()) > 63 or int(panels.amin()) < -63:
+        # [P, steps, two groups, 16, two pairs, two of a pair]
+        fours = panels.view(count, steps, 2, PANEL, 2, 2).to(torch.int16)
+        for part in (fours.clamp(min=0), -fours.clamp(max=0)):
+            wide |= (part.sum(dim=(2, 5), dtype=torch.int16) > _PAIR_LIMIT).flatten(2).any(dim=2)
+    if int(wide.sum()) > _MOST_WIDE * wide.numel():
+        return torch.empty(0, dtype=torch.int32)
+    starts = torch.zeros(count + 1, dtype=torch.int32)
+    starts[1:] = wide.sum(dim=1).cumsum(0)
+    return torch.cat([starts, wide.nonzero()[:, 1].to(torch.int32)])
+
+
+def _padded(vector: Tensor | None, columns: int) -> Tensor:
+    padded = torch.zeros(columns)
+    if vector is not None:
+        padded[: vector.numel()] = vector
+    return padded
+
+
+def _bytes(packed: Tensor, begin: int, size: int) -> bytes:
+    return bytes(packed[begin : begin + size].tolist())
+
+
+def _intact(good: bool) -> None:
+    if not good:
+        raise KernelInputError(
+            "packed is corrupt: its headers contradict its length or each other; pack the canonical weights again"
+        )
+
+
+def _read_headers(packed: Tensor) -> list[tuple[int, ...]]:
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_cpu:
+        given = f"{packed.dtype} of shape {tuple(packed.shape)} on {packed.device}"
+        raise KernelInputError(f"packed is {given}; give the uint8 buffer that pack() made, on the CPU")
+    if packed.numel() < _HEADER.size or _bytes(packed, 0, len(MAGIC)) != MAGIC:
+        raise KernelInputError("packed does not begin with a packed buffer's header; give what pack() made")
+    _, version, layout, layers, _, size = _HEADER.unpack(_bytes(packed, 0, _HEADER.size))
+    if (version, layout) != (VERSION, LAYOUT):
+        raise KernelInputError(
+            f"packed has format version {version}, layout {layout:#x}; this build reads version {VERSION}, layout "
+            f"{LAYOUT:#x}: pack the canonical weights again"
+        )
+    _intact(size == packed.numel() and 1 <= layers <= MAX_LAYERS and size >= _HEADER.size + layers * _LAYER.size)
+    return [_LAYER.unpack(_bytes(packed, _HEADER.size + i * _LAYER.size, _LAYER.size)) for i in range(layers)]

@@ -1,0 +1,129 @@
+"""The native CPU kernels: a shared library with a plain C ABI, found and called through ctypes.
+
+The library is built by ``pip install`` where there is a C++ compiler; without one the ops run through torch, several
+times slower, and :func:`status` says so. It links neither torch nor OpenMP and starts no threads: a call runs on the
+thread that makes it, with the interpreter's lock released, and any number of threads may call at once.
+"""
+
+import ctypes
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from recpress_kernels.errors import KernelInputError
+
+ISAS = ("auto", "portable", "avx2", "avx512_vnni")
+"""Instruction sets by their code in abi.h."""
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+LIBRARY_NAME = "librecpress.so"
+_ABI = 1
+
+FEATURES = (-4, -5)
+"""The codes for x and y of other widths than the packed layers': the caller knows the numbers."""
+_ERRORS = {
+    -4: "x has another K than the first packed layer",
+    -5: "out_features is not N of the last packed layer",
+    -1: "packed does not begin with a packed buffer's header; give what pack() made",
+    -2: "packed was made for another format version or layout; pack the canonical weights again",
+    -3: "packed is corrupt: its headers contradict its length or each other; pack the canonical weights again",
+    -6: "no memory for scratch buffers",
+    -7: "x is quantised already and holds a value above 127; allowed are 0 to 127",
+    -8: "the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some row; "
+    "leave out_scale away to get NaN in that row, or find where x came from",
+    -10: "packed holds a stack of several layers; give it to int8_mlp_packed",
+    -9: "this instruction set is not built in or not on this CPU",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the native kernels run here; ``reason`` says why not; ``isa`` is what they run on."""
+
+    ok: bool
+    reason: str
+    isa: str | None = None
+
+
+class LinearArguments(ctypes.Structure):
+    """The structure of the same name in entry.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "y", "packed")),
+        ("packed_bytes", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("canonical", "scales", "bias")),
+        *((name, ctypes.c_int64) for name in ("rows", "x_stride", "n", "k")),
+        *((name, ctypes.c_int32) for name in ("x_dtype", "y_dtype", "activation", "isa")),
+        ("x_scale", ctypes.c_float),
+        ("y_scale", ctypes.c_float),
+        ("x_zero_point", ctypes.c_int32),
+        ("y_zero_point", ctypes.c_int32),
+    ]
+
+
+def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The shared library at ``path`` with its functions declared, or None and why not."""
+    if not path.exists():
+        return None, f"{LIBRARY_NAME} was not built: install a C++17 compiler (g++ or clang++) and reinstall recpress"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{LIBRARY_NAME} does not load: {error}"
+    if library.recpress_abi() != _ABI:
+        return None, f"{LIBRARY_NAME} was built from other sources: reinstall recpress"
+    library.recpress_mlp.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_int32,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int32,
+    ]
+    library.recpress_linear.argtypes = [ctypes.POINTER(LinearArguments)]
+    return library, ""
+
+
+_library, _reason = load(Path(__file__).with_name(LIBRARY_NAME))
+mlp = _library.recpress_mlp if _library else None
+"""``recpress_mlp`` of entry.cpp; None where the library is missing."""
+linear = _library.recpress_linear if _library else None
+isa = 0
+"""The code of the instruction set that calls ask for; 0 is the best of this CPU."""
+
+
+def status() -> Status:
+    """Whether the native kernels run here, on which instruction set, or why not."""
+    if _library is None:
+        return Status(False, _reason)
+    name = ISAS[isa or _library.recpress_isa()]
+    return Status(True, f"native kernels, {name}", name)
+
+
+def isas() -> list[str]:
+    """The instruction sets that are built in and on this CPU, the slowest first."""
+    return [] if _library is None else [n for c, n in enumerate(ISAS) if c and _library.recpress_has_isa(c)]
+
+
+@contextmanager
+def use_isa(name: str):
+    """Within this context calls run on the named instruction set: for tests and comparisons, of one thread."""
+    global isa
+    before, isa = isa, ISAS.index(name)
+    try:
+        yield
+    finally:
+        isa = before
+
+
+def check(op: str, code: int) -> None:
+    """Raise what a return code other than 0 stands for.
+
+    Raises:
+        KernelInputError: an operand's fault.
+        MemoryError: no scratch memory.
+    """
+    if code:
+        raise (MemoryError if code == -6 else KernelInputError)(f"{op}: {_ERRORS[code]}")

@@ -1,0 +1,93 @@
+// The C ABI between Python (ctypes) and the kernels, and the packed form of weights.
+//
+// No torch, no Python, no OpenMP: the caller gives pointers, strides and sizes. Every function is safe to call from
+// several threads at once; scratch memory belongs to the calling thread and is kept for its next call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#define RP_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace recpress {
+
+enum Status : int32_t {
+    kOk = 0,
+    kNotPacked = -1,      // no magic at the front of the buffer
+    kOtherFormat = -2,    // packed by another format version or layout
+    kCorrupt = -3,        // sizes or offsets in the headers contradict the buffer's length or each other
+    kInFeatures = -4,     // x has another K than the first layer
+    kOutFeatures = -5,    // y has another N than the last layer
+    kNoMemory = -6,
+    kAbove127 = -7,       // quantised x holds a value above 127
+    kNanToInteger = -8,   // a NaN would have to be written as an integer
+    kUnknownIsa = -9,     // the instruction set asked for is not built in or not on this CPU
+    kStack = -10,         // several layers where one is expected
+};
+
+enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
+enum Activation : int32_t { kNone = 0, kRelu = 1, kGeluTanh = 2, kGeluErf = 3, kSigmoid = 4, kSilu = 5 };
+enum Isa : int32_t { kAuto = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
+
+// ---- the packed form, formats/packed.py writes it -----------------------------------------------------------------
+constexpr int kPanel = 16;  // output columns that lie together
+constexpr int kGroup = 4;   // consecutive k of one column that lie together
+constexpr int kStep = 8;    // k is padded with zero weights to a multiple of this
+constexpr uint32_t kVersion = 1;
+constexpr uint32_t kLayout = 0x00100408;  // panel, group, step
+constexpr int32_t kHasBias = 1;
+constexpr int32_t kPairs = 2;  // two vpmaddubsw products fit in 16 bits, except in the steps listed in `wide`
+
+struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
+    char magic[8];     // "RPINT8\0\0"
+    uint32_t version, layout;
+    int32_t layers, reserved0;
+    int64_t bytes;  // of the whole buffer
+    uint8_t reserved1[32];
+};
+
+struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, multiples of 64
+    int32_t n, k, k_padded, activation, flags, reserved;
+    int64_t weights;  // int8 [panels][k_padded / 4][16][4]
+    int64_t sums;     // int32 [panels * 16], sum_k w[n, k]
+    int64_t scales;   // float32 [panels * 16]
+    int64_t bias;     // float32 [panels * 16], zeros without a bias
+    int64_t wide;     // int32 [panels + 1] where each panel's list begins, then the lists of steps, rising
+};
+static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
+
+// ---- what the kernels work on -------------------------------------------------------------------------------------
+struct Layer {
+    int64_t n, k, k_padded;
+    int32_t activation;
+    const int32_t* wide;  // null where no step takes pairs
+    int64_t wide_count;   // of all lists
+    const int8_t* weights;
+    const int32_t* sums;
+    const float *scales, *bias;  // packed: zeros without a bias; canonical: null
+};
+
+struct Static {  // a calibrated pair; scale 0 where there is none
+    float scale;
+    int32_t zero_point;
+};
+
+struct Call {
+    const void* x;
+    int64_t rows, x_stride;  // x_stride in elements
+    int32_t x_dtype, y_dtype;
+    void* y;  // [rows, n of the last layer], contiguous
+    Static x_pair, y_pair;
+    const Layer* layers;
+    int32_t layer_count;
+    const int8_t* canonical;  // int8 [n, k] of the only layer where it is not packed, else null
+};
+
+Status run_portable(const Call& call);
+Status run_avx2(const Call& call);
+Status run_vnni(const Call& call);
+
+// At least `bytes` of this thread's scratch memory, 64-byte aligned, or null. Valid until the thread's next call.
+void* scratch(size_t bytes);
+
+}  // namespace recpress

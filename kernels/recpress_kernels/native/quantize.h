@@ -1,0 +1,140 @@
+// One row of activations to 7 bits, by int8_linear/reference.py. Included after a simd_*.h.
+#pragma once
+
+#include <limits>
+
+#include "abi.h"
+
+namespace {
+
+struct Row {
+    float scale;  // NaN where the row is not finite
+    int32_t zero;
+};
+
+// The last k % W values of a row with zeros behind them; a zero never widens a range that holds zero.
+inline F load_tail(const float* x, int64_t count) {
+    float padded[W] = {};
+    std::memcpy(padded, x, size_t(count) * sizeof(float));
+    return load(padded);
+}
+
+// low = min(0, x), high = max(0, x); false where a value is NaN. Infinity shows in low or high.
+inline bool range(const float* x, int64_t k, float* low, float* high) {
+    // Two of each: one chain of minimums would wait for its own latency. The sum tells of NaN: additions run beside
+    // the minimums, which comparisons would not.
+    F lo0 = set1(0.0f), lo1 = lo0, hi0 = lo0, hi1 = lo0, sum0 = lo0, sum1 = lo0;
+    int64_t i = 0;
+    for (; i + 2 * W <= k; i += 2 * W) {
+        F a = load(x + i), b = load(x + i + W);
+        lo0 = min(a, lo0), hi0 = max(a, hi0), sum0 = sum0 + a;
+        lo1 = min(b, lo1), hi1 = max(b, hi1), sum1 = sum1 + b;
+    }
+    for (; i < k; i += W) {
+        F a = i + W <= k ? load(x + i) : load_tail(x + i, k - i);
+        lo0 = min(a, lo0), hi0 = max(a, hi0), sum0 = sum0 + a;
+    }
+    *low = lowest(min(lo0, lo1));
+    *high = highest(max(hi0, hi1));
+    if (!any_nan(sum0 + sum1)) return true;
+    // Huge values of both signs make a NaN of their sum too.
+    for (i = 0; i < k; i++)
+        if (x[i] != x[i]) return false;
+    return true;
+}
+
+// rne(x / scale) + zero, to be clamped to [0, 127]; x finite, |x / scale| below 2^21.
+//
+// A division of 8 floats costs more than all the rest of this loop, so multiply by the inverse, once a little too
+// far and once not far enough: 2^-21 covers the roundings of the inverse, of the quotient and of the product. Where
+// both round to the same whole number, so does the quotient; elsewhere, a value in some thousand, divide.
+struct Quotient {
+    F scale, more, less;
+    I offset;
+    bool divide;  // the inverse of a tiny scale overflows
+
+    Quotient(float s, int32_t zero)
+        : scale(set1(s)), more(set1(1.0f / s * (1.0f + 0x1p-21f))), less(set1(1.0f / s * (1.0f - 0x1p-21f))),
+          offset(set1(zero - 0x4b400000)), divide(!(s > 1e-37f && s < 1e37f)) {}
+
+    // Adding 1.5 * 2^23 rounds half to even and leaves the whole number in the low bits.
+    F fast(F x, F by) const { return multiply_add(x, by, set1(0x1.8p23f)); }
+    F exact(F x) const { return x / scale + set1(0x1.8p23f); }
+    I whole(F shifted) const { return bits(shifted) + offset; }
+};
+
+template <int C>
+inline void quantize_block(const Quotient& by, const F (&x)[C], uint8_t* q) {
+    I whole[C], differ = set1(0);
+    for (int c = 0; c < C; c++) {
+        F more = by.fast(x[c], by.more);
+        differ = differ | (bits(more) ^ bits(by.fast(x[c], by.less)));
+        whole[c] = by.whole(more);
+    }
+    if (__builtin_expect(by.divide || !all_zero(differ), 0))
+        for (int c = 0; c < C; c++) whole[c] = by.whole(by.exact(x[c]));
+    store_clamped(q, whole);
+}
+
+// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights. `limit` keeps
+// calibrated quotients in bounds.
+template <bool LIMIT>
+inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {
+    Quotient by(row.scale, row.zero);
+    // Beyond 200 steps every value meets a bound, whatever the zero point.
+    F most = set1(200.0f * row.scale), least = set1(-200.0f * row.scale);
+    auto get = [&](F a) { return LIMIT ? min(max(a, least), most) : a; };
+    int64_t i = 0;
+    for (; i + 4 * W <= k; i += 4 * W) {
+        F a[4] = {get(load(x + i)), get(load(x + i + W)), get(load(x + i + 2 * W)), get(load(x + i + 3 * W))};
+        quantize_block(by, a, q + i);
+    }
+    for (; i < k; i += W) {
+        F a[1] = {get(i + W <= k ? load(x + i) : load_tail(x + i, k - i))};
+        uint8_t some[W];
+        quantize_block(by, a, some);
+        std::memcpy(q + i, some, size_t(k - i < W ? k - i : W));
+    }
+    std::memset(q + k, 0, size_t(k_padded - k));
+}
+
+inline Row not_finite(int64_t k_padded, uint8_t* q) {
+    std::memset(q, 0, size_t(k_padded));
+    return {std::numeric_limits<float>::quiet_NaN(), 0};
+}
+
+// Dynamic: the range of this row.
+inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, uint8_t* q) {
+    float lo, hi;
+    bool finite = range(x, k, &lo, &hi);
+    float span = hi - lo;
+    if (!finite || !(span <= std::numeric_limits<float>::max())) return not_finite(k_padded, q);
+    float scale = span / 127.0f;
+    if (scale == 0.0f) scale = 1.0f;
+    // A quotient of at most 127 rounds half to even when 1.5 * 2^23 is added.
+    float zero = (-lo / scale + 0x1.8p23f) - 0x1.8p23f;
+    Row row{scale, int32_t(zero < 0.0f ? 0.0f : zero > 127.0f ? 127.0f : zero)};
+    quantize_values<false>(x, k, k_padded, row, q);
+    return row;
+}
+
+// Static: a calibrated pair.
+inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, recpress::Static pair, uint8_t* q) {
+    float lo, hi;
+    constexpr float kMost = std::numeric_limits<float>::max();
+    if (!range(x, k, &lo, &hi) || lo < -kMost || hi > kMost) return not_finite(k_padded, q);
+    Row row{pair.scale, pair.zero_point};
+    quantize_values<true>(x, k, k_padded, row, q);
+    return row;
+}
+
+// Already quantised; false where a value is above 127.
+inline bool copy_row(const uint8_t* x, int64_t k, int64_t k_padded, uint8_t* q) {
+    uint8_t seen = 0;
+    for (int64_t i = 0; i < k; i++) seen |= x[i];
+    std::memcpy(q, x, size_t(k));
+    std::memset(q + k, 0, size_t(k_padded - k));
+    return seen < 128;
+}
+
+}  // namespace

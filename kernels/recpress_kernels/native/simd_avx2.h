@@ -1,0 +1,98 @@
+// Eight lanes of AVX2: the vocabulary that body.h is written in. Each min and max returns b where a or b is NaN.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int W = 8;
+constexpr int kMaxRows = 4;  // rows a tile: 3 to 6 differ by 2 %, and 4 keep sums and weights in 16 registers
+struct F { __m256 v; };
+struct I { __m256i v; };
+using Bytes = __m256i;
+
+inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+inline F set1(float a) { return {_mm256_set1_ps(a)}; }
+inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+// a * b + c, rounded once or twice: only for what is checked afterwards.
+inline F multiply_add(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F round_even(F a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a < 0 ? yes : no
+inline F select_negative(F a, F yes, F no) {
+    return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LT_OQ))};
+}
+inline bool any_nan(F a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
+
+inline float lowest(F a) {
+    __m128 m = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_min_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+inline float highest(F a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+inline I load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline I set1(int32_t a) { return {_mm256_set1_epi32(a)}; }
+inline I operator+(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+inline I operator|(I a, I b) { return {_mm256_or_si256(a.v, b.v)}; }
+inline I operator^(I a, I b) { return {_mm256_xor_si256(a.v, b.v)}; }
+inline bool all_zero(I a) { return _mm256_testz_si256(a.v, a.v); }
+inline I bits(F a) { return {_mm256_castps_si256(a.v)}; }
+inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm256_cvtps_epi32(a.v)}; }  // a is a whole number, or rounds half to even
+inline F power_of_two(I n) { return {_mm256_castsi256_ps(_mm256_slli_epi32((n + set1(127)).v, 23))}; }
+
+// clamp(a, 0, 127) as bytes; |a| below 2^15.
+inline void store_clamped(uint8_t* p, const I (&a)[1]) {
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(a[0].v), _mm256_extracti128_si256(a[0].v, 1));
+    __m128i bytes = _mm_min_epu8(_mm_packus_epi16(halves, halves), _mm_set1_epi8(127));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline void store_clamped(uint8_t* p, const I (&a)[4]) {
+    __m256i low = _mm256_packs_epi32(a[0].v, a[1].v), high = _mm256_packs_epi32(a[2].v, a[3].v);
+    __m256i bytes = _mm256_min_epu8(_mm256_packus_epi16(low, high), _mm256_set1_epi8(127));
+    // The packs work within halves of 128 bits; put the fours back in order.
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
+}
+
+inline F load_half(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline void store_half(uint16_t* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+#define RP_HALF_IN_LANES 1
+
+inline Bytes load_bytes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Bytes broadcast4(const uint8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+// acc[c] + sum of 4 products. a is at most 127, so vpmaddubsw cannot saturate: 2 * 127 * 128 < 2^15.
+inline I dot4(I acc, Bytes a, Bytes w) {
+    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)))};
+}
+// acc[c] + sum of 8 products, for weights of which two products fit in 16 bits: one vpmaddwd for two vpmaddubsw.
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) {
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, w0), _mm256_maddubs_epi16(a1, w1));
+    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+}  // namespace

@@ -1,0 +1,101 @@
+// Sixteen lanes of AVX-512 with VNNI: the vocabulary that body.h is written in.
+// Each min and max returns b where a or b is NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef RECPRESS_SIMDE  // emulation, for the tests
+#include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+// What SIMDe 0.7 lacks, by halves.
+static inline __m512 _mm512_cvtepi32_ps(__m512i a) {
+    int32_t in[16];
+    float out[16];
+    _mm512_storeu_si512(in, a);
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
+    return _mm512_loadu_ps(out);
+}
+static inline __m512i _mm512_cvtps_epi32(__m512 a) {
+    float in[16];
+    int32_t out[16];
+    _mm512_storeu_ps(in, a);
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtps_epi32(_mm256_loadu_ps(in + i)));
+    return _mm512_loadu_si512(out);
+}
+#else
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int W = 16;
+constexpr int kMaxRows = 6;
+struct F { __m512 v; };
+struct I { __m512i v; };
+using Bytes = __m512i;
+
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+inline F set1(float a) { return {_mm512_set1_ps(a)}; }
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+// a * b + c, rounded once or twice: only for what is checked afterwards.
+inline F multiply_add(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F abs(F a) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))};
+}
+// 8: to nearest, half to even, no exceptions.
+inline F round_even(F a) { return {_mm512_roundscale_ps(a.v, 0x8)}; }
+inline F select_negative(F a, F yes, F no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_LT_OQ), no.v, yes.v)};
+}
+inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+
+inline float lowest(F a) {
+    float v[W], m;
+    store(v, a);
+    m = v[0];
+    for (int i = 1; i < W; i++) m = v[i] < m ? v[i] : m;
+    return m;
+}
+inline float highest(F a) { return -lowest(set1(0.0f) - a); }
+
+inline I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I set1(int32_t a) { return {_mm512_set1_epi32(a)}; }
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline I operator|(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline bool all_zero(I a) { return _mm512_test_epi32_mask(a.v, a.v) == 0; }
+inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F power_of_two(I n) { return {_mm512_castsi512_ps(_mm512_slli_epi32((n + set1(127)).v, 23))}; }
+
+// clamp(a, 0, 127) as bytes.
+template <int C>
+inline void store_clamped(uint8_t* p, const I (&a)[C]) {
+    for (int c = 0; c < C; c++) {
+        __m512i in = _mm512_max_epi32(_mm512_min_epi32(a[c].v, _mm512_set1_epi32(127)), _mm512_setzero_si512());
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c * W), _mm512_cvtsepi32_epi8(in));
+    }
+}
+
+inline Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }
+inline Bytes broadcast4(const uint8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+inline I dot4(I acc, Bytes a, Bytes w) { return {_mm512_dpbusd_epi32(acc.v, a, w)}; }
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
+
+}  // namespace

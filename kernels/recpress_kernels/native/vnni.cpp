@@ -1,0 +1,7 @@
+// x86-64 with AVX-512 F, BW, VL and VNNI; compiled with those flags and run only where the CPU has them.
+// Checked under SIMDe's emulation (tests/kernels/test_native_vnni.py); not run on hardware.
+#include "simd_avx512.h"
+// After the lanes.
+#include "run.h"
+
+recpress::Status recpress::run_vnni(const Call& call) { return run(call); }

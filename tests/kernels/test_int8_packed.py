@@ -1,0 +1,167 @@
+"""The packed form of weights: exactly reversible, checked before it is read, the fast loop only where it is exact."""
+
+import struct
+from itertools import pairwise
+
+import pytest
+import recpress_kernels as rk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from int8_cases import PATHS, layer, path, rows, same_bits
+from recpress_kernels.formats import packed as form
+from recpress_kernels.formats.int8 import quantize_per_channel
+from recpress_kernels.int8_linear import reference
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=2, max_size=5),
+    seed=st.integers(0, 2**20),
+    most=st.sampled_from([63, 127]),
+)
+def test_packing_is_reversible(widths, seed, most):
+    layers = [layer(n, k, seed, most) for k, n in pairwise(widths)]
+    weights, scales, biases = map(list, zip(*layers, strict=True))
+    biases[0] = None
+    activations = [form.ACTIVATIONS[(seed + i) % 6] for i in range(len(layers))]
+    back = rk.unpack(rk.pack_stack(weights, scales, biases, activations))
+    assert [one.activation for one in back] == activations
+    for one, weight, scale, bias in zip(back, weights, scales, biases, strict=True):
+        assert torch.equal(one.weight, weight)
+        assert torch.equal(one.weight_scale, scale)
+        assert (one.bias is None) if bias is None else torch.equal(one.bias, bias)
+    again = rk.pack_stack(
+        [o.weight for o in back], [o.weight_scale for o in back], [o.bias for o in back], [o.activation for o in back]
+    )
+    assert torch.equal(again, rk.pack_stack(weights, scales, biases, activations))
+
+
+def test_minus_128_survives():
+    weight = torch.tensor([[-128, 127, -1]], dtype=torch.int8)
+    assert torch.equal(rk.unpack(rk.pack(weight, torch.ones(1)))[0].weight, weight)
+
+
+def test_layout_by_hand():
+    weight = torch.arange(1, 11, dtype=torch.int8).view(2, 5)
+    packed = rk.pack(weight, torch.ones(2))
+    offset = struct.unpack("<q", bytes(packed[64 + 24 : 64 + 32].tolist()))[0]
+    section = packed[offset : offset + 128].view(torch.int8)
+    assert section[:8].tolist() == [1, 2, 3, 4, 6, 7, 8, 9]  # k 0..3 of column 0, then of column 1
+    assert section[64:72].tolist() == [5, 0, 0, 0, 10, 0, 0, 0]
+    sums = struct.unpack("<q", bytes(packed[64 + 32 : 64 + 40].tolist()))[0]
+    assert packed[sums : sums + 8].view(torch.int32).tolist() == [15, 40]
+
+
+# Four weights that meet in one 16-bit sum: k = 0, 1, 4, 5 of a step, or 2, 3, 6, 7.
+@pytest.mark.parametrize("where", [[8, 9, 12, 13], [26, 27, 30, 31]])
+@pytest.mark.parametrize(
+    ("four", "fits"),
+    [
+        ([63, 63, 63, 63], True),
+        ([65, 64, 65, 64], True),  # 258 * 127 = 32766
+        ([65, 65, 65, 64], False),  # 259 * 127 = 32893
+        ([-65, -64, -65, -64], True),
+        ([-65, -65, -65, -64], False),
+        ([127, -127, 127, -127], True),
+        ([127, 127, 5, -100], False),
+        ([-128, 0, 0, 0], True),
+        ([-128, -128, 0, 0], True),
+        ([-128, -128, -3, 0], False),
+    ],
+)
+def test_pairs_are_added_in_16_bits_only_where_they_fit(four, fits, where):
+    weight = torch.zeros(19, 64, dtype=torch.int8)
+    weight[17, where] = torch.tensor(four, dtype=torch.int8)
+    packed = rk.pack(weight, torch.ones(19))
+    assert rk.unpack(packed)[0].paired == (1.0 if fits else 1 - 1 / 16)
+    q = torch.full((3, 64), 127, dtype=torch.uint8)
+    q[1] = torch.where(weight[17] < 0, 127, 0)
+    q[2] = torch.where(weight[17] > 0, 127, 0)
+    pair = (torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
+    want = reference.int8_linear(q, weight, torch.ones(19), None, "none", *pair)
+    for name in PATHS:
+        with path(name):
+            assert torch.equal(rk.int8_linear_packed(q, packed, 19, *pair), want)
+
+
+def test_how_much_is_paired():
+    g = torch.Generator().manual_seed(0)
+    normal, _ = quantize_per_channel(torch.randn(64, 512, generator=g))
+    even = torch.randint(-127, 128, (64, 512), generator=g, dtype=torch.int8)
+    seven, _ = quantize_per_channel(torch.rand(64, 512, generator=g), weight_bits=7)
+    shares = [rk.unpack(rk.pack(w, torch.ones(64)))[0].paired for w in (normal, even, seven)]
+    assert 0.9 < shares[0] < 1.0
+    assert shares[1:] == [0.0, 1.0]
+    for weight in (normal, even, seven):
+        x = rows(7, 512)
+        want = reference.int8_linear(x, weight, torch.ones(64))
+        for name in PATHS:
+            with path(name):
+                assert same_bits(rk.int8_linear_packed(x, rk.pack(weight, torch.ones(64)), 64), want)
+
+
+def broken(change) -> torch.Tensor:
+    weights, scales, biases = zip(layer(16, 13, most=63), layer(4, 16), strict=True)
+    packed = rk.pack_stack(list(weights), list(scales), list(biases), ["relu", "none"])
+    return change(packed.clone())
+
+
+def poke(at: int, form_: str, value: int):
+    def change(packed: torch.Tensor) -> torch.Tensor:
+        data = struct.pack(form_, value)
+        packed[at : at + len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return packed
+
+    return change
+
+
+FIRST, SECOND = 64, 128
+BROKEN = {
+    "not packed": (poke(0, "<B", 0), "does not begin"),
+    "another version": (poke(8, "<I", 2), "version"),
+    "another layout": (poke(12, "<I", 0x200408), "layout"),
+    "cut": (lambda p: p[:-64].clone(), "corrupt"),
+    "longer": (lambda p: torch.cat([p, p]), "corrupt"),
+    "shorter than a header": (lambda p: p[:20].clone(), "does not begin"),
+    "no layers": (poke(16, "<i", 0), "corrupt"),
+    "too many layers": (poke(16, "<i", 60), "corrupt"),
+    "negative n": (poke(FIRST, "<i", -16), "corrupt"),
+    "huge k": (poke(FIRST + 4, "<i", 2**30), "corrupt"),
+    "k and its padding": (poke(FIRST + 8, "<i", 24), "corrupt"),
+    "activation": (poke(FIRST + 12, "<i", 6), "corrupt"),
+    "weights in the header": (poke(FIRST + 24, "<q", 0), "corrupt"),
+    "weights beyond the end": (poke(FIRST + 24, "<q", 2**40), "corrupt"),
+    "sums overflow": (poke(FIRST + 32, "<q", 2**63 - 64), "corrupt"),
+    "scales not aligned": (poke(FIRST + 40, "<q", 1000), "corrupt"),
+    "list beyond the end": (poke(FIRST + 56, "<q", 2**40), "corrupt"),
+    "bias negative": (poke(SECOND + 48, "<q", -64), "corrupt"),
+    "layers that do not meet": (poke(SECOND + 4, "<i", 13), "corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_buffer_is_refused(what, name):
+    change, message = BROKEN[what]
+    with path(name), pytest.raises(rk.KernelInputError, match=message):
+        rk.int8_mlp_packed(rows(2, 13), broken(change), 4)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_an_intact_buffer_is_not_refused_and_features_are_checked(name):
+    packed = broken(lambda p: p)
+    with path(name):
+        assert rk.int8_mlp_packed(rows(2, 13), packed, 4).shape == (2, 4)
+        with pytest.raises(
+            rk.KernelInputError, match="x has K = 14 and out_features is 4; packed holds layers of 13-16-4"
+        ):
+            rk.int8_mlp_packed(rows(2, 14), packed, 4)
+        with pytest.raises(rk.KernelInputError, match="out_features is 5; packed holds layers of 13-16-4"):
+            rk.int8_mlp_packed(rows(2, 13), packed, 5)
+        with pytest.raises(rk.KernelInputError, match="int8_mlp_packed"):
+            rk.int8_linear_packed(rows(2, 13), packed, 4)
+        with pytest.raises(rk.KernelInputError, match="out_features"):
+            rk.int8_mlp_packed(rows(2, 13), packed, -1)
+        unaligned = torch.empty(packed.numel() + 1, dtype=torch.uint8)[1:].copy_(packed)
+        assert same_bits(rk.int8_mlp_packed(rows(2, 13), unaligned, 4), rk.int8_mlp_packed(rows(2, 13), packed, 4))

@@ -1,0 +1,92 @@
+"""The AVX-512 VNNI source, compiled over SIMDe's portable emulation of those instructions.
+
+What this proves is the source's arithmetic, lane order and tails. It has not run on hardware.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import recpress_kernels as rk
+import torch
+from int8_cases import hard_rows, layer, rows, same_bits
+from recpress_kernels import native
+
+SOURCES = Path(native.__file__).parent
+SIMDE = Path("/usr/include/simde/x86/avx512.h")
+
+
+@pytest.fixture(scope="module")
+def vnni(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None or not SIMDE.exists():
+        pytest.skip("needs g++ and Debian's libsimde-dev")
+    target = tmp_path_factory.mktemp("vnni") / native.LIBRARY_NAME
+    flags = ["-O1", "-std=c++17", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
+    emulate = ["-DRECPRESS_SIMDE", "-DSIMDE_ENABLE_NATIVE_ALIASES"]
+    sources = [str(SOURCES / name) for name in ("vnni.cpp", "portable.cpp", "entry.cpp")]
+    subprocess.run([compiler, *flags, *emulate, *sources, "-o", str(target)], check=True)
+    library, reason = native.load(target)
+    assert library, reason
+    code = native.ISAS.index("avx512_vnni")
+    assert library.recpress_has_isa(code)
+    with (
+        mock.patch.object(native, "mlp", library.recpress_mlp),
+        mock.patch.object(native, "linear", library.recpress_linear),
+        mock.patch.object(native, "isa", code),
+    ):
+        yield library
+
+
+def both(call):
+    """The result of the emulated kernels, and of the portable ones in the same library."""
+    emulated = call()
+    with native.use_isa("portable"):
+        return emulated, call()
+
+
+def test_bits_of_the_portable_kernels(vnni):
+    for k in (1, 3, 13, 65, 479):
+        for n in (1, 7, 16, 17, 33):
+            for most in (127, 63):
+                weight, scale, bias = layer(n, k, most=most)
+                packed = rk.pack(weight, scale, bias, "relu")
+                for m in (1, 2, 6, 7, 49):
+                    x = rows(m, k)
+                    assert same_bits(*both(lambda x=x, p=packed, n=n: rk.int8_linear_packed(x, p, n))), (m, n, k)
+
+
+def test_hard_rows_halves_and_activations(vnni):
+    x = hard_rows(65)
+    weight, scale, bias = layer(33, 65)
+    for activation in ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu"):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            given = x.to(dtype)
+            got, want = both(lambda given=given, a=activation: rk.int8_linear(given, weight, scale, bias, a))
+            assert same_bits(got, want), (activation, dtype)
+
+
+def test_static_and_quantised(vnni):
+    weight, scale, bias = layer(33, 65)
+    pair = (torch.tensor(0.05), torch.tensor(60, dtype=torch.int32))
+    operands = (weight, scale, bias, "none", *pair, torch.tensor(0.4), torch.tensor(9, dtype=torch.int32))
+    got, want = both(lambda: rk.int8_linear(rows(9, 65), *operands))
+    assert same_bits(got, want)
+    got, want = both(lambda: rk.int8_linear(want, *layer(5, 33), "silu", *pair))
+    assert same_bits(got, want)
+
+
+def test_extreme_products(vnni):
+    q = torch.full((3, 64), 127, dtype=torch.uint8)
+    pair = (torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
+    for w in (127, -128):
+        y = rk.int8_linear(q, torch.full((17, 64), w, dtype=torch.int8), torch.ones(17), None, "none", *pair)
+        assert (y == 127 * w * 64).all()
+
+
+def test_the_library_under_test_is_the_emulated_one(vnni):
+    assert native.mlp is vnni.recpress_mlp
+    assert isinstance(vnni, ctypes.CDLL)
