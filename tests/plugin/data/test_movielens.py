@@ -1,3 +1,4 @@
+import shutil
 import threading
 import time
 import zipfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from recpress.data import movielens
+from recpress.data import movielens, sources
 from recpress.errors import DataError
 
 
@@ -58,7 +59,7 @@ def recbole_files(raw):
     users = "".join(f"{i}\t{u.age}\t{u.gender}\t{u.occupation}\t{u.region}2345\n" for i, u in enumerate(raw.users, 1))
     items = []
     for i, film in enumerate(raw.films, 1):
-        genres = " ".join(genre for genre, flag in zip(movielens.GENRES, film.genres, strict=True) if flag)
+        genres = " ".join(genre for genre, flag in zip(sources.GENRES, film.genres, strict=True) if flag)
         title, year = {267: ("unkonwn", "unkonwn"), 1412: (f"III: ({film.year})", "V")}.get(i, ("Café", film.year))
         items.append(f"{i}\t{title}\t{year}\t{genres}\n")
     return {
@@ -86,13 +87,19 @@ def archive(files):
     return zipped(files)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, archive):
+    """A cache folder that holds the data, read from a zip put beside it, which is still there."""
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "ml-100k.zip").write_bytes(archive)
+    movielens.fetch(cache_dir=folder, sources=())
+    return folder
+
+
 @pytest.fixture
-def cached(tmp_path, raw, archive):
-    """A cache folder that holds the data, read from a zip that is no longer there."""
-    placed = tmp_path / "ml-100k.zip"
-    placed.write_bytes(archive)
-    movielens.fetch(cache_dir=tmp_path, sources=())
-    placed.unlink()
+def cached(tmp_path, kept):
+    """A copy of that cache, without the zip."""
+    shutil.copytree(kept / "ml-100k", tmp_path / "ml-100k")
     return tmp_path
 
 
@@ -135,7 +142,7 @@ def sends(content, *, length=None):
 def refusal(tmp_path, answer, *, timeout_s=5.0, **options):
     """The text of the DataError with a GroupLens that answers so, and no other source."""
     with server(answer) as url, pytest.raises(DataError) as caught:
-        movielens.fetch(cache_dir=tmp_path, sources=[movielens.grouplens(url=url, **options)], timeout_s=timeout_s)
+        movielens.fetch(cache_dir=tmp_path, sources=[sources.grouplens(url=url, **options)], timeout_s=timeout_s)
     assert not list(tmp_path.rglob("*")), "a refused source leaves nothing behind"
     return str(caught.value)
 
@@ -144,16 +151,16 @@ def same(a, b):
     return np.array_equal(a.ratings, b.ratings) and a.users == b.users and a.films == b.films
 
 
-def wheel(folder, raw):
-    """A wheel with recbole's name and data, that pip takes for the real one."""
+def wheel(folder, data):
+    """A wheel with recbole's name and these data, that pip takes for the real one."""
     info = "recbole-1.2.1.dist-info/"
-    files = {f"recbole/dataset_example/ml-100k/ml-100k.{k}": v for k, v in recbole_files(raw).items()} | {
+    files = {f"recbole/dataset_example/ml-100k/ml-100k.{name}": content for name, content in data.items()} | {
         f"{info}METADATA": "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n",
         f"{info}WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}RECORD": "",
     }
     (folder / "recbole-1.2.1-py3-none-any.whl").write_bytes(zipped(files, prefix=""))
-    return movielens.recbole(pip_args=("--no-index", "--find-links", str(folder)))
+    return sources.recbole(pip_args=("--no-index", "--find-links", str(folder)))
 
 
 def test_the_content_is_movielens_100k(raw):
@@ -162,7 +169,7 @@ def test_the_content_is_movielens_100k(raw):
     assert np.array_equal(np.bincount(raw.ratings[:, 2]), [0, 6110, 11370, 27145, 34174, 21201])
     assert raw.users[0] == movielens.User(24, "M", "technician", "8")
     assert raw.films[0].year == 1995
-    assert [g for g, f in zip(movielens.GENRES, raw.films[0].genres, strict=True) if f] == [
+    assert [g for g, f in zip(sources.GENRES, raw.films[0].genres, strict=True) if f] == [
         *("Animation", "Children's", "Comedy")
     ]
     assert [i for i, film in enumerate(raw.films, 1) if film.year is None] == [267]
@@ -171,8 +178,8 @@ def test_the_content_is_movielens_100k(raw):
 
 def test_both_sources_give_the_same(tmp_path, raw, archive):
     with server(sends(archive)) as url:
-        one = movielens.fetch(cache_dir=tmp_path / "one", sources=[movielens.grouplens(url=url)])
-    two = movielens.fetch(cache_dir=tmp_path / "two", sources=[wheel(tmp_path, raw)])
+        one = movielens.fetch(cache_dir=tmp_path / "one", sources=[sources.grouplens(url=url)])
+    two = movielens.fetch(cache_dir=tmp_path / "two", sources=[wheel(tmp_path, recbole_files(raw))])
     assert same(one, raw) and same(two, raw)
     assert one.source == url and two.source == "the wheel of recbole==1.2.1"
     for name in movielens.SHA256:
@@ -184,22 +191,27 @@ def test_the_cache_is_used_first(cached, raw):
         raise AssertionError("the cache was not used")
 
     lines = []
-    again = movielens.fetch(cache_dir=cached, sources=[movielens.Source("never", never)], report=lines.append)
-    assert same(again, raw) and str(cached) in again.source
+    again = movielens.fetch(cache_dir=cached, sources=[sources.Source("never", never)], report=lines.append)
+    assert same(again, raw) and again.source == "the cache"
     assert lines == [f"MovieLens-100K is from {again.source}"]
     assert sorted(path.name for path in (cached / "ml-100k").iterdir()) == sorted(movielens.SHA256)
 
 
-@pytest.mark.parametrize("name", list(movielens.SHA256))
-@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
-def test_a_corrupt_cache_is_fetched_again(cached, archive, name, damage):
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("ratings.tsv", lambda good: bytes([good[0] ^ 1]) + good[1:], "has sha256"),
+        ("users.tsv", lambda good: good[:-10], "has sha256"),
+        ("films.tsv", lambda good: None, "cannot be read"),
+    ],
+)
+def test_a_corrupt_cache_is_fetched_again(cached, kept, name, damage, message):
     path = cached / "ml-100k" / name
     good = path.read_bytes()
-    bad = {"changed": good[:-2] + b"7\n", "cut": good[:-10], "missing": None}[damage]
-    path.unlink() if bad is None else path.write_bytes(bad)
-    with pytest.raises(DataError, match=rf"{name} (has sha256|cannot be read)"):
+    path.unlink() if damage(good) is None else path.write_bytes(damage(good))
+    with pytest.raises(DataError, match=rf"{name} {message}"):
         movielens.fetch(cache_dir=cached, sources=())
-    (cached / "ml-100k.zip").write_bytes(archive)
+    shutil.copy(kept / "ml-100k.zip", cached)
     movielens.fetch(cache_dir=cached, sources=())
     assert path.read_bytes() == good
 
@@ -207,8 +219,8 @@ def test_a_corrupt_cache_is_fetched_again(cached, archive, name, damage):
 def test_a_refused_source_is_reported_and_the_next_one_taken(tmp_path, raw, archive):
     lines = []
     with server(lambda handler: handler.send_error(404)) as missing, server(sends(archive)) as url:
-        sources = [movielens.grouplens(url=missing), movielens.grouplens(url=url)]
-        assert same(movielens.fetch(cache_dir=tmp_path, sources=sources, report=lines.append), raw)
+        both = [sources.grouplens(url=missing), sources.grouplens(url=url)]
+        assert same(movielens.fetch(cache_dir=tmp_path, sources=both, report=lines.append), raw)
     assert any(missing in line and "404" in line for line in lines)
     assert lines[-1] == f"MovieLens-100K is from {url}"
 
@@ -218,7 +230,7 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path, raw, archive):
     lines = []
     with server(sends(archive)) as url:
         found = movielens.fetch(
-            cache_dir=tmp_path / "file" / "cache", sources=[movielens.grouplens(url=url)], report=lines.append
+            cache_dir=tmp_path / "file" / "cache", sources=[sources.grouplens(url=url)], report=lines.append
         )
     assert same(found, raw)
     assert "is not kept in the cache" in lines[-1]
@@ -254,7 +266,7 @@ def test_a_host_that_hangs_half_way(tmp_path):
 
 
 def test_a_host_that_trickles(tmp_path, monkeypatch):
-    monkeypatch.setattr(movielens, "DOWNLOAD_S", 0.3)
+    monkeypatch.setattr(sources, "DOWNLOAD_S", 0.3)
 
     def answer(handler):
         sends(b"x", length=1000)(handler)
@@ -267,11 +279,11 @@ def test_a_host_that_trickles(tmp_path, monkeypatch):
     assert time.monotonic() - started < 1.5
 
 
-def test_no_host():
+def test_no_host(tmp_path):
     with server(lambda handler: None) as url:
         pass
     with pytest.raises(DataError, match="download failed"):
-        movielens.fetch(cache_dir="/nonexistent", sources=[movielens.grouplens(url=url)])
+        movielens.fetch(cache_dir=tmp_path, sources=[sources.grouplens(url=url)])
 
 
 @pytest.mark.parametrize("length", [None, 0])
@@ -281,7 +293,7 @@ def test_a_download_is_bounded(tmp_path, length):
 
 def test_a_file_in_the_zip_is_bounded(tmp_path, files, monkeypatch):
     bomb = zipped(files | {"u.item": b"0" * 3_000_000})
-    monkeypatch.setattr(movielens, "MAX_BYTES", 2_000_000)
+    monkeypatch.setattr(sources, "MAX_BYTES", 2_000_000)
     assert "u.item in ml-100k.zip is longer than" in refusal(tmp_path, sends(bomb))
 
 
@@ -318,17 +330,16 @@ def test_wrong_content(tmp_path, files, name, old, new, message):
     assert message in refusal(tmp_path, sends(zipped(files | {name: files[name].replace(old, new, 1)})))
 
 
-def test_a_wheel_in_another_form(tmp_path, raw, monkeypatch):
-    other = recbole_files(raw) | {"user": "user_id:token\tage:token\n1\t24\n"}
-    monkeypatch.setattr("test_movielens.recbole_files", lambda raw: other)
+def test_a_wheel_in_another_form(tmp_path):
+    other = wheel(tmp_path, {"inter": "", "user": "user_id:token\tage:token\n1\t24\n", "item": "item_id:token\n"})
     with pytest.raises(DataError, match="not in recbole's form"):
-        movielens.fetch(cache_dir=tmp_path / "cache", sources=[wheel(tmp_path, raw)])
+        movielens.fetch(cache_dir=tmp_path / "cache", sources=[other])
 
 
 def test_no_source_lists_every_reason_and_a_remedy(tmp_path):
-    pip = movielens.recbole(pip_args=("--no-index", "--find-links", str(tmp_path)))
+    pip = sources.recbole(pip_args=("--no-index", "--find-links", str(tmp_path)))
     with server(lambda handler: handler.send_error(503)) as url, pytest.raises(DataError) as caught:
-        movielens.fetch(cache_dir=tmp_path / "cache", sources=[movielens.grouplens(url=url), pip])
+        movielens.fetch(cache_dir=tmp_path / "cache", sources=[sources.grouplens(url=url), pip])
     text = str(caught.value)
     for part in (
         "ratings.tsv cannot be read",
@@ -375,7 +386,7 @@ def test_columns(data):
     torch.testing.assert_close(numbers.mean(0), torch.zeros(6), rtol=0, atol=1e-3)
     torch.testing.assert_close(numbers.std(0), torch.ones(6), rtol=0, atol=1e-2)
     assert set(genres.unique().tolist()) == {0.0, 1.0}
-    assert data.dense_names[6:] == movielens.GENRES
+    assert data.dense_names[6:] == sources.GENRES
 
 
 def test_counts_are_of_the_other_train_rows(data):

@@ -1,0 +1,1 @@
+"""Small reference recommenders with their training, for the demo and the tests."""
