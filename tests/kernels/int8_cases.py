@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+
 from recpress_kernels import native
 
 # Threads of torch that spin on a busy machine make these many small calls ten times slower.

@@ -1,9 +1,10 @@
 """Bad operands of the int8 ops: each a KernelInputError that names the operand, what it is and what is allowed."""
 
 import pytest
-import recpress_kernels as rk
 import torch
 from int8_cases import PATHS, layer, path, rows
+
+import recpress_kernels as rk
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES
 from recpress_kernels.int8_linear.op import supports
 

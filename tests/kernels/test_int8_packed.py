@@ -4,11 +4,12 @@ import struct
 from itertools import pairwise
 
 import pytest
-import recpress_kernels as rk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8_cases import PATHS, layer, path, rows, same_bits
+
+import recpress_kernels as rk
 from recpress_kernels.formats import packed as form
 from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.int8_linear import reference

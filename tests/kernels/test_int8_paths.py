@@ -3,12 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import recpress_kernels as rk
 import torch
 import torch.fx.experimental.proxy_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8_cases import PATHS, guarded, hard_rows, layer, path, rows, same_bits
+
+import recpress_kernels as rk
 from recpress_kernels import native
 from recpress_kernels.int8_linear import cpu, reference
 from recpress_kernels.int8_mlp import reference as mlp_reference

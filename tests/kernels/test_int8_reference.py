@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.int8 import dequantize_per_channel, quantize_per_channel
 from recpress_kernels.int8_linear import reference

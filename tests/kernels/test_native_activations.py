@@ -1,11 +1,12 @@
 """The native kernels' activations against float64 truth, beside torch's own float32 error."""
 
 import pytest
-import recpress_kernels as rk
 import torch
 from int8_cases import path, same_bits
-from recpress_kernels import native
 from torch.nn import functional
+
+import recpress_kernels as rk
+from recpress_kernels import native
 
 TRUTH = {
     "sigmoid": torch.sigmoid,

@@ -10,9 +10,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import recpress_kernels as rk
 import torch
 from int8_cases import hard_rows, layer, rows, same_bits
+
+import recpress_kernels as rk
 from recpress_kernels import native
 
 SOURCES = Path(native.__file__).parent
