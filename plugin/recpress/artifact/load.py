@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
+from recpress.artifact.lower import lower
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
 from recpress.errors import ArtifactError, RecpressError
 
@@ -31,11 +32,13 @@ class LoadedModel:
         module: the graph; called with the inputs in the manifest's order, it answers as the original did.
         manifest: what the artifact says of itself.
         device: where it runs.
+        kernels: what runs its int8 layers, and why not something faster.
     """
 
     module: torch.nn.Module
     manifest: Manifest
     device: torch.device
+    kernels: str
 
     def score(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest.
@@ -90,7 +93,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
         program = move_to_device_pass(program, str(device))
     # Guards would check shapes at every call, which LoadedModel and the server have checked already.
     module = program.module(check_guards=False)
-    model = LoadedModel(module, manifest, torch.device(device))
+    kernels = lower(module) if torch.device(device).type == "cpu" else "Triton-language kernels"
+    model = LoadedModel(module, manifest, torch.device(device), kernels)
     check_golden(model, folder)
     return model
 

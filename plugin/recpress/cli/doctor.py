@@ -83,6 +83,15 @@ def _compiler() -> list[Finding]:
     return [Finding("C++ compiler", True, f"{compiler} {done.stdout.strip()}")]
 
 
+def _kernels() -> list[Finding]:
+    from recpress_kernels import native
+
+    status = native.status()
+    if status.ok:
+        return [Finding("native CPU kernels", True, status.isa)]
+    return [Finding("native CPU kernels", None, "int8 layers run through torch, slower", status.reason)]
+
+
 def _server() -> list[Finding]:
     findings = []
     for what, find in (
@@ -134,6 +143,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _packages,
     _numpy,
     _compiler,
+    _kernels,
     _server,
     _shared_memory,
     _ports,

@@ -76,6 +76,7 @@ def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")])
 
     model = read(folder)
     print_manifest(model.manifest, folder, deviation=check_golden(model, folder))
+    typer.echo(f"runs here: {model.kernels}")
 
 
 @app.command()

@@ -1,0 +1,115 @@
+"""Rewrite a loaded graph for the CPU at hand: stacks of int8 layers, packed, in one call each.
+
+The artifact holds canonical weights and one op a layer. Here each chain of ``int8_linear`` and activations becomes
+one call on a buffer that the native kernels read; it computes the same bits. Graph nodes that do nothing go too:
+at batch 1 a recommender costs its calls.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from recpress_kernels import int8_mlp_packed, native, pack_stack
+
+_OPS = torch.ops.aten
+_ACTIVATIONS = {_OPS.relu.default: "relu", _OPS.sigmoid.default: "sigmoid", _OPS.silu.default: "silu"}
+_INT64_MAX = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A chain of layers: each ``int8_linear`` node with the name of its activation, and the node that ends it."""
+
+    layers: list[tuple[Node, str]]
+    end: Node
+
+
+def lower(module: GraphModule) -> str:
+    """Rewrite ``module`` in place for the CPU; a sentence on what runs its int8 layers now.
+
+    Without native kernels the graph is left as it is.
+    """
+    linears = [n for n in module.graph.nodes if n.target is torch.ops.recpress.int8_linear.default]
+    status = native.status()
+    if not status.ok:
+        return f"{len(linears)} int8 layers through torch's float32 matmul, slower: {status.reason}"
+    _drop_identities(module)
+    stacks = []
+    taken: set[Node] = set()
+    for node in linears:
+        if node not in taken and _packable(node):
+            stack = _follow(node)
+            taken.update(layer for layer, _ in stack.layers)
+            stacks.append(stack)
+    for i, stack in enumerate(stacks):
+        _replace(module, stack, f"packed_{i}")
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    _forget_unused(module)
+    left = len(linears) - len(taken)
+    rest = f", {left} one at a time" if left else ""
+    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}"
+
+
+def _drop_identities(module: GraphModule) -> None:
+    """Remove dropout that is off and slices that take everything."""
+    for node in module.graph.nodes:
+        off = node.target is _OPS.dropout.default and len(node.args) > 2 and node.args[2] is False
+        whole = node.target is _OPS.slice.Tensor and node.args[2:] in ((), (0, _INT64_MAX), (None, None))
+        if off or whole:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _packable(node: Node) -> bool:
+    """Whether the layer is dynamic and its operands are the module's own tensors."""
+    return not node.kwargs and len(node.args) <= 4 and all(n is None or n.op == "get_attr" for n in node.args[1:])
+
+
+def _follow(node: Node) -> _Stack:
+    layers = []
+    while True:
+        end, activation = _with_activation(node)
+        layers.append((node, activation))
+        after = _only_user(end)
+        linear = after is not None and after.target is torch.ops.recpress.int8_linear.default
+        if not (linear and after.args[0] is end and _packable(after)):
+            return _Stack(layers, end)
+        node = after
+
+
+def _with_activation(node: Node) -> tuple[Node, str]:
+    after = _only_user(node)
+    if after is not None and after.args[:1] == (node,):
+        if after.target in _ACTIVATIONS:
+            return after, _ACTIVATIONS[after.target]
+        if after.target is _OPS.gelu.default:
+            return after, "gelu_tanh" if after.kwargs.get("approximate") == "tanh" else "gelu_erf"
+    return node, "none"
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
+    operands: list[list] = [[], [], []]
+    for node, _ in stack.layers:
+        for column, given in zip(operands, (*node.args[1:], None)[:3], strict=True):
+            column.append(None if given is None else module.get_buffer(given.target))
+    module.register_buffer(name, pack_stack(*operands, [activation for _, activation in stack.layers]))
+    with module.graph.inserting_before(stack.end):
+        packed = module.graph.get_attr(name)
+        out_features = operands[0][-1].shape[0]
+        call = module.graph.call_function(int8_mlp_packed, (stack.layers[0][0].args[0], packed, out_features))
+    stack.end.replace_all_uses_with(call)
+
+
+def _forget_unused(module: GraphModule) -> None:
+    """Let go of the tensors that the graph no longer reads, so that their pages need not stay in memory."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in list(module.named_buffers()):
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
