@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from recpress.artifact.golden import Verdict, deviations, judge_rows
 from recpress.errors import MissingDependencyError, ProbeError, RepositoryError
 from recpress.latency import Latency, interleave
 
@@ -88,7 +89,7 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
         local = time_local(model, loaded.module, data.test)
         step("starting the server")
         with Server(repository) as server:
-            served, execute, deviation = _load_and_compare(step, server, artifact, loaded, data.test, requests)
+            served, execute, verdict = _load_and_compare(step, server, artifact, loaded, data.test, requests)
         step("writing the report")
         report = compressed.report
         result = Result(
@@ -100,7 +101,7 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
             served=served,
             execute=execute,
             requests=requests,
-            deviation=deviation,
+            deviation=verdict.worst,
             atol=loaded.manifest.golden.atol,
         )
         (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
@@ -204,37 +205,35 @@ def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, request
     labels = {"model": NAME}
     before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
     with Client(server.url("grpc")) as client:
-        served, deviation = send(client, loaded, rows, requests, step.advance)
+        served, verdict = send(client, loaded, rows, requests, step.advance)
     after = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
     mine = after.since(before)
-    return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, deviation
+    return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, verdict
 
 
-def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[dict[int, Latency], float]:
-    """Send rows in batches of 1 and 64 in turn and compare each score with the local one.
+def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[dict[int, Latency], Verdict]:
+    """Send rows in batches of 1 and 64 in turn and compare the scores with the local ones.
 
     Raises:
-        ProbeError: a score deviates by more than the manifest allows.
+        ProbeError: they differ by more than the manifest allows.
     """
     seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
-    atol, worst = loaded.manifest.golden.atol, 0.0
+    parts = []
     for i in range(requests):
         batch = BATCHES[i % len(BATCHES)]
         begin = (i * batch) % (len(rows.label) - batch)
         inputs = {"dense": rows.dense[begin : begin + batch], "sparse": rows.sparse[begin : begin + batch]}
-        expected = loaded.score(inputs)["logit"].numpy()
+        expected = loaded.score(inputs)["logit"]
         sent = {name: tensor.numpy() for name, tensor in inputs.items()}
         start = time.perf_counter()
         answer = client.score(NAME, sent)["logit"]
         seconds[batch].append(time.perf_counter() - start)
-        difference = np.abs(answer.reshape(-1) - expected)
-        worst = max(worst, float(difference.max()) if answer.size == expected.size else np.inf)
-        if not worst <= atol:
-            raise ProbeError(
-                f"request {i}: a served score is {worst:.3g} away from the local one; allowed is {atol:.3g}"
-            )
+        parts.append(deviations((torch.from_numpy(answer.copy()),), (expected[:, None],)))
         advance(i + 1, requests)
-    return {batch: Latency.of(np.array(taken)) for batch, taken in seconds.items() if taken}, worst
+    verdict = judge_rows(torch.cat(parts), loaded.manifest.golden)
+    if not verdict.ok:
+        raise ProbeError(f"the server's scores are not those computed here: {verdict}")
+    return {batch: Latency.of(np.array(taken)) for batch, taken in seconds.items() if taken}, verdict
 
 
 def print_result(console: Console, result: Result, output: Path) -> None:

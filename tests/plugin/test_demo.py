@@ -52,7 +52,7 @@ def test_demo_from_data_to_report(data, tmp_path):
     before, after = result["quality"]["original"], result["quality"]["compressed"]
     assert before["auc"] >= 0.78 and after["auc"] >= 0.999 * before["auc"]
     assert result["size"]["compressed"] < 0.3 * result["size"]["original"]
-    assert result["requests"] == 1000 and result["deviation"] <= result["atol"] < 1e-2
+    assert result["requests"] == 1000 and result["deviation"] <= 0.1 and result["atol"] < 1e-3
     assert result["execute"]["count"] == 1000 and 0 < result["execute"]["p50"] <= result["execute"]["p99"]
     model = recpress.load(output / "artifact")
     parameters = sum(layer.parameters for layer in model.manifest.layers)
@@ -104,7 +104,7 @@ class FakeClient:
         self.calls += 1
         if self.calls == self.wrong_at:
             scores = scores.copy()
-            scores[-1] += 2 * self.model.manifest.golden.atol
+            scores[-1] += 2 * self.model.manifest.golden.outlier_atol
         return {"logit": scores}
 
 
@@ -114,7 +114,7 @@ def test_one_wrong_score_among_the_requests_is_caught(artifact):
     model = recpress.load(artifact)
     dense, sparse = small_inputs(500)
     rows = movielens.Rows(dense, sparse, torch.zeros(500))
-    latencies, worst = demo.send(FakeClient(model, None), model, rows, 10)
-    assert worst <= model.manifest.golden.atol and {b: x.calls for b, x in latencies.items()} == {1: 5, 64: 5}
-    with pytest.raises(ProbeError, match="request 6: a served score is"):
+    latencies, verdict = demo.send(FakeClient(model, None), model, rows, 10)
+    assert verdict.ok and verdict.rows == 5 * 65 and {b: x.calls for b, x in latencies.items()} == {1: 5, 64: 5}
+    with pytest.raises(ProbeError, match="1 of 325 rows beyond"):
         demo.send(FakeClient(model, 7), model, rows, 10)

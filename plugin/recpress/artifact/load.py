@@ -162,18 +162,18 @@ def read_golden(folder: str | Path, manifest: Manifest) -> tuple[dict[str, Tenso
     return inputs, outputs
 
 
-def check_golden(model: LoadedModel, folder: str | Path) -> float:
-    """Score the golden rows and return the largest deviation from the stored scores.
+def check_golden(model: LoadedModel, folder: str | Path) -> golden.Verdict:
+    """Score the golden rows and compare them with the stored scores.
 
     Raises:
-        ArtifactError: it is larger than the manifest allows.
+        ArtifactError: they differ by more than the manifest allows.
     """
     inputs, expected = read_golden(folder, model.manifest)
     scores = model.score(inputs)
-    worst = golden.deviation(tuple(t.cpu() for t in scores.values()), tuple(expected.values()))
-    if worst > model.manifest.golden.atol:
+    verdict = golden.judge(tuple(t.cpu() for t in scores.values()), tuple(expected.values()), model.manifest.golden)
+    if not verdict.ok:
         raise ArtifactError(
-            f"the golden rows of {folder} score up to {worst:.3g} away from their stored scores; allowed are "
-            f"{model.manifest.golden.atol:.3g}; the weights or the software that runs them are not those exported"
+            f"the golden rows of {folder} do not score as stored: {verdict}; the weights or the software that runs "
+            "them are not those exported"
         )
-    return worst
+    return verdict

@@ -61,19 +61,18 @@ class OutputSpec(_Spec):
 
 
 class Golden(_Frozen):
-    """How far scores of the golden rows may lie from the stored ones.
+    """How far scores of the golden rows may lie from the stored ones; golden.py says why there are two bounds.
 
     Attributes:
         rows: how many rows there are.
-        atol: the largest difference that is allowed.
-        spread: the largest difference seen at export over batches of 1, 7 and all rows, and over inputs of
-            the compressed layers moved by a few units in the last place, as another device would.
-        blind: weights of which a change of all scales by 2^-10 moves no golden score by more than atol.
+        atol: the largest difference that is allowed in all but one row of eight.
+        outlier_atol: the largest difference that is allowed in any row.
+        blind: weights of which a change of all scales by 2^-10 would not be noticed.
     """
 
     rows: int
     atol: float
-    spread: float
+    outlier_atol: float
     blind: tuple[str, ...]
 
 

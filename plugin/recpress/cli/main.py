@@ -75,7 +75,7 @@ def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")])
     from recpress.report.tables import print_manifest
 
     model = read(folder)
-    print_manifest(model.manifest, folder, deviation=check_golden(model, folder))
+    print_manifest(model.manifest, folder, verdict=check_golden(model, folder))
     typer.echo(f"runs here: {model.kernels}")
 
 

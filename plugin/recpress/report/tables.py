@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from recpress.artifact.golden import Verdict
 from recpress.artifact.manifest import Layer, Manifest
 from recpress.pipeline import Report
 from recpress.rewrite import Row
@@ -49,7 +50,7 @@ def layers_table(rows: Iterable[Row | Layer]) -> Table:
     return table
 
 
-def print_manifest(manifest: Manifest, folder: str | Path, *, deviation: float | None = None) -> None:
+def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict | None = None) -> None:
     """Inputs, outputs, sizes and golden rows of an artifact."""
     console = Console()
     table = Table("", "name", "dtype", "shape of a row", "indexes tables of")
@@ -61,8 +62,9 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, deviation: float |
         table.add_row("output", spec.name, spec.dtype, str(list(spec.shape)), "")
     console.print(table)
     golden = manifest.golden
-    seen = "" if deviation is None else f", {deviation:.3g} seen now"
+    seen = "" if verdict is None else f", {verdict.worst:.3g} seen now"
     console.print(
         f"{folder}: recipe {manifest.recipe.name}, {human_bytes(manifest.bytes_before)} to "
-        f"{human_bytes(manifest.bytes_after)}; {golden.rows} golden rows, {golden.atol:.3g} allowed{seen}"
+        f"{human_bytes(manifest.bytes_after)}; {golden.rows} golden rows, {golden.atol:.3g} allowed, "
+        f"{golden.outlier_atol:.3g} in one of eight{seen}"
     )
