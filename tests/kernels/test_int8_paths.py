@@ -159,7 +159,7 @@ def test_no_byte_is_touched_beyond_the_operands(name, m, n, k):
         packed = guarded(rk.pack(weight, scale, bias))
         y = guarded(torch.full((m, n), 77.0))
         gx = guarded(x)
-        code = native.mlp(gx.data_ptr(), m, k, k, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), n, native.isa)
+        code = native.mlp(gx.data_ptr(), m, k, k, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), n, 1, native.isa)
         assert code == 0
         assert same_bits(y, want)
         got = rk.int8_linear(gx, guarded(weight), guarded(scale), guarded(bias))
@@ -182,7 +182,8 @@ def test_output_is_written_exactly(name):
     with path(name):
         y = around[1:6]
         assert (
-            native.mlp(x.data_ptr(), 5, 13, 13, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), 17, native.isa) == 0
+            native.mlp(x.data_ptr(), 5, 13, 13, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), 17, 1, native.isa)
+            == 0
         )
     assert same_bits(y, reference.int8_linear(x, weight, scale, bias))
     assert (around[0] == 1234.5).all()

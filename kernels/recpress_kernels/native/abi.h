@@ -29,7 +29,7 @@ enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
 enum Activation : int32_t { kNone = 0, kRelu = 1, kGeluTanh = 2, kGeluErf = 3, kSigmoid = 4, kSilu = 5 };
 enum Isa : int32_t { kAuto = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
 
-// ---- the packed form, formats/packed.py writes it -----------------------------------------------------------------
+// The packed form; formats/packed.py writes it.
 constexpr int kPanel = 16;  // output columns that lie together
 constexpr int kGroup = 4;   // consecutive k of one column that lie together
 constexpr int kStep = 8;    // k is padded with zero weights to a multiple of this
@@ -56,7 +56,8 @@ struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, mul
 };
 static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
 
-// ---- what the kernels work on -------------------------------------------------------------------------------------
+// What the kernels work on.
+
 struct Layer {
     int64_t n, k, k_padded;
     int32_t activation;

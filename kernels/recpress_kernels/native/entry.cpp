@@ -128,19 +128,21 @@ void pack_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padd
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 1; }
+RP_EXPORT int32_t recpress_abi() { return 2; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
 
 RP_EXPORT int32_t recpress_has_isa(int32_t isa) { return has(Isa(isa)); }
 
-// A packed stack of layers, dynamic quantisation throughout: the short way for small batches.
+// A packed stack of at most `most` layers, dynamic quantisation throughout: the short way for small batches.
 RP_EXPORT int32_t recpress_mlp(const void* x, int64_t rows, int64_t k, int64_t x_stride, int32_t dtype,
-                               const uint8_t* packed, int64_t packed_bytes, void* y, int64_t n, int32_t isa) {
+                               const uint8_t* packed, int64_t packed_bytes, void* y, int64_t n, int32_t most,
+                               int32_t isa) {
     Layer layers[kMaxLayers];
     Call call{x, rows, x_stride, dtype, dtype, y, {}, {}, layers, 0, nullptr};
     if (auto status = read_layers(packed, packed_bytes, layers, &call.layer_count)) return status;
+    if (call.layer_count > most) return kStack;
     if (layers[0].k != k) return kInFeatures;
     if (layers[call.layer_count - 1].n != n) return kOutFeatures;
     return dispatch(isa, call);
