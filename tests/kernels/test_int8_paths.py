@@ -33,7 +33,7 @@ def test_native_kernels_are_built():
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("k", DEPTHS)
-@pytest.mark.parametrize("most", [127, 63])
+@pytest.mark.parametrize("most", [127, 63, 30])
 def test_awkward_shapes(name, k, most):
     with path(name):
         for n in WIDTHS:
@@ -292,7 +292,7 @@ def test_threads():
     n=st.integers(1, 40),
     k=st.integers(1, 70),
     seed=st.integers(0, 2**20),
-    most=st.sampled_from([63, 64, 90, 127]),
+    most=st.sampled_from([20, 34, 63, 64, 90, 127]),
     exponent=st.integers(-44, 38),
     shift=st.floats(-3, 3),
     activation=st.sampled_from(["none", "relu"]),
