@@ -54,12 +54,11 @@ def test_layout_by_hand():
     assert packed[sums : sums + 8].view(torch.int32).tolist() == [15, 40]
 
 
-# Four weights that meet in one 16-bit sum: k = 0, 1, 4, 5 of a step, or 2, 3, 6, 7.
+# Weights that meet in one 16-bit sum of two products: k = 0, 1, 4, 5 of a block of 8, or 2, 3, 6, 7.
 @pytest.mark.parametrize("where", [[8, 9, 12, 13], [26, 27, 30, 31]])
 @pytest.mark.parametrize(
     ("four", "fits"),
     [
-        ([63, 63, 63, 63], True),
         ([65, 64, 65, 64], True),  # 258 * 127 = 32766
         ([65, 65, 65, 64], False),  # 259 * 127 = 32893
         ([-65, -64, -65, -64], True),
@@ -71,11 +70,36 @@ def test_layout_by_hand():
         ([-128, -128, -3, 0], False),
     ],
 )
-def test_pairs_are_added_in_16_bits_only_where_they_fit(four, fits, where):
+def test_products_are_added_in_16_bits_only_where_they_fit(four, fits, where):
     weight = torch.zeros(19, 64, dtype=torch.int8)
     weight[17, where] = torch.tensor(four, dtype=torch.int8)
+    blocks = form._wide_blocks(form._panels(weight)[0], 2)
+    assert int(blocks.sum()) == (0 if fits else 1)
+    check_extremes(weight)
+
+
+# Of four products, as packing chooses where they fit: k = 0, 1, 4, 5, 8, 9, 12, 13 of a block of 16.
+@pytest.mark.parametrize(
+    ("eight", "wide"),
+    [
+        ([33, 32, 32, 32, 32, 32, 32, 33], 0),  # 258
+        ([33, 33, 32, 32, 32, 32, 32, 33], 1),  # 259
+        ([-33, -32, -32, -32, -32, -32, -32, -33], 0),
+        ([-33, -33, -32, -32, -32, -32, -32, -33], 1),
+        ([127, 127, -127, -127, 4, -4, 0, 0], 0),
+    ],
+)
+def test_four_products(eight, wide):
+    weight = torch.zeros(19, 64, dtype=torch.int8)
+    weight[17, [16, 17, 20, 21, 24, 25, 28, 29]] = torch.tensor(eight, dtype=torch.int8)
+    one = rk.unpack(rk.pack(weight, torch.ones(19)))[0]
+    assert (one.depth, one.wide) == (4, wide / 8)
+    check_extremes(weight)
+
+
+def check_extremes(weight: torch.Tensor) -> None:
+    """Every path is exact for the activations that drive row 17 of the weights furthest up and down."""
     packed = rk.pack(weight, torch.ones(19))
-    assert rk.unpack(packed)[0].paired == (1.0 if fits else 1 - 1 / 16)
     q = torch.full((3, 64), 127, dtype=torch.uint8)
     q[1] = torch.where(weight[17] < 0, 127, 0)
     q[2] = torch.where(weight[17] > 0, 127, 0)
@@ -86,20 +110,43 @@ def test_pairs_are_added_in_16_bits_only_where_they_fit(four, fits, where):
             assert torch.equal(rk.int8_linear_packed(q, packed, 19, *pair), want)
 
 
-def test_how_much_is_paired():
+@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize("over", [False, True])
+def test_each_depth_lists_exactly_what_does_not_fit(depth, over):
+    """Weights that fill every 16-bit sum of this depth to its limit, or one beyond it in one place."""
+    weight = torch.zeros(19, 128, dtype=torch.int8)
+    even = 258 // (2 * depth)
+    weight[17] = even
+    weight[17, ::16] += 258 - even * 2 * depth if depth == 4 else 0
+    if depth == 2:
+        weight[17, ::8] += 258 - even * 4
+    weight[17, 64] += over
+    blocks = form._wide_blocks(form._panels(weight)[0], depth)
+    assert int(blocks.sum()) == over
+    assert bool(blocks[1, 64 // (4 * depth)]) is over
+
+
+def test_the_depth_that_is_chosen():
     g = torch.Generator().manual_seed(0)
-    normal, _ = quantize_per_channel(torch.randn(64, 512, generator=g))
-    even = torch.randint(-127, 128, (64, 512), generator=g, dtype=torch.int8)
-    seven, _ = quantize_per_channel(torch.rand(64, 512, generator=g), weight_bits=7)
-    shares = [rk.unpack(rk.pack(w, torch.ones(64)))[0].paired for w in (normal, even, seven)]
-    assert 0.9 < shares[0] < 1.0
-    assert shares[1:] == [0.0, 1.0]
-    for weight in (normal, even, seven):
-        x = rows(7, 512)
-        want = reference.int8_linear(x, weight, torch.ones(64))
-        for name in PATHS:
-            with path(name):
-                assert same_bits(rk.int8_linear_packed(x, rk.pack(weight, torch.ones(64)), 64), want)
+    normal = torch.randn(64, 512, generator=g)
+    cases = {
+        "normal, 8 bits": (quantize_per_channel(normal)[0], 2),
+        "normal, 7 bits": (quantize_per_channel(normal, weight_bits=7)[0], 4),
+        "uniform, 8 bits": (torch.randint(-127, 128, (64, 512), generator=g, dtype=torch.int8), 1),
+        "largest, 7 bits": (torch.full((64, 512), 63, dtype=torch.int8), 2),
+        "largest, 8 bits": (torch.full((64, 512), -128, dtype=torch.int8), 1),
+    }
+    for what, (weight, depth) in cases.items():
+        packed = rk.pack(weight, torch.ones(64))
+        one = rk.unpack(packed)[0]
+        assert one.depth == depth, what
+        assert (one.wide == 1.0) is (depth == 1)
+        for m in (2, 3, 4, 7, 50):
+            x = rows(m, 512)
+            want = reference.int8_linear(x, weight, torch.ones(64))
+            for name in PATHS:
+                with path(name):
+                    assert same_bits(rk.int8_linear_packed(x, packed, 64), want), what
 
 
 def broken(change) -> torch.Tensor:
@@ -121,7 +168,7 @@ FIRST, SECOND = 64, 128
 BROKEN = {
     "not packed": (poke(0, "<B", 0), "does not begin"),
     "another version": (poke(8, "<I", 2), "version"),
-    "another layout": (poke(12, "<I", 0x200408), "layout"),
+    "another layout": (poke(12, "<I", 0x100408), "layout"),
     "cut": (lambda p: p[:-64].clone(), "corrupt"),
     "longer": (lambda p: torch.cat([p, p]), "corrupt"),
     "shorter than a header": (lambda p: p[:20].clone(), "does not begin"),
@@ -129,8 +176,9 @@ BROKEN = {
     "too many layers": (poke(16, "<i", 60), "corrupt"),
     "negative n": (poke(FIRST, "<i", -16), "corrupt"),
     "huge k": (poke(FIRST + 4, "<i", 2**30), "corrupt"),
-    "k and its padding": (poke(FIRST + 8, "<i", 24), "corrupt"),
+    "k and its padding": (poke(FIRST + 8, "<i", 32), "corrupt"),
     "activation": (poke(FIRST + 12, "<i", 6), "corrupt"),
+    "depth": (poke(FIRST + 20, "<i", 3), "corrupt"),
     "weights in the header": (poke(FIRST + 24, "<q", 0), "corrupt"),
     "weights beyond the end": (poke(FIRST + 24, "<q", 2**40), "corrupt"),
     "sums overflow": (poke(FIRST + 32, "<q", 2**63 - 64), "corrupt"),

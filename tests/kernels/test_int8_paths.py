@@ -34,7 +34,7 @@ def test_native_kernels_are_built():
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("k", DEPTHS)
-@pytest.mark.parametrize("most", [127, 63])
+@pytest.mark.parametrize("most", [127, 63, 30])
 def test_awkward_shapes(name, k, most):
     with path(name):
         for n in WIDTHS:
@@ -160,7 +160,7 @@ def test_no_byte_is_touched_beyond_the_operands(name, m, n, k):
         packed = guarded(rk.pack(weight, scale, bias))
         y = guarded(torch.full((m, n), 77.0))
         gx = guarded(x)
-        code = native.mlp(gx.data_ptr(), m, k, k, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), n, native.isa)
+        code = native.mlp(gx.data_ptr(), m, k, k, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), n, 1, native.isa)
         assert code == 0
         assert same_bits(y, want)
         got = rk.int8_linear(gx, guarded(weight), guarded(scale), guarded(bias))
@@ -183,7 +183,8 @@ def test_output_is_written_exactly(name):
     with path(name):
         y = around[1:6]
         assert (
-            native.mlp(x.data_ptr(), 5, 13, 13, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), 17, native.isa) == 0
+            native.mlp(x.data_ptr(), 5, 13, 13, 0, packed.data_ptr(), packed.numel(), y.data_ptr(), 17, 1, native.isa)
+            == 0
         )
     assert same_bits(y, reference.int8_linear(x, weight, scale, bias))
     assert (around[0] == 1234.5).all()
@@ -292,7 +293,7 @@ def test_threads():
     n=st.integers(1, 40),
     k=st.integers(1, 70),
     seed=st.integers(0, 2**20),
-    most=st.sampled_from([63, 64, 90, 127]),
+    most=st.sampled_from([20, 34, 63, 64, 90, 127]),
     exponent=st.integers(-44, 38),
     shift=st.floats(-3, 3),
     activation=st.sampled_from(["none", "relu"]),

@@ -30,18 +30,27 @@ STACKS = {
     "ffn 256-256-1024-256": [256, 256, 1024, 256],
 }
 BATCHES = [1, 16, 64, 256, 1024]
-OURS = {"recpress int8": 8, "recpress int8, 7-bit weights": 7}
+# Name: bits of a weight, and the weights' distribution. Of 8-bit weights that are normal, as trained ones are more or
+# less, most pair in 16 bits; of uniform ones, as nn.Linear initialises them, none do.
+OURS = {
+    "recpress 8-bit": (8, "normal"),
+    "recpress 7-bit": (7, "normal"),
+    "recpress 8-bit, uniform": (8, "uniform"),
+}
 MIN_ROUNDS = 9
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
-def float_stack(widths: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, weights normal with variance 2 / K, as He initialises them."""
+def float_stack(widths: list[int], distribution: str = "normal") -> nn.Sequential:
+    """Linear layers with ReLU between them, weights "normal" or "uniform" of He's variance, 2 / K."""
     g = torch.Generator().manual_seed(0)
     modules = []
     for k, n in pairwise(widths):
         linear = nn.Linear(k, n)
-        linear.weight.data = torch.randn(n, k, generator=g) * (2 / k) ** 0.5
+        if distribution == "normal":
+            linear.weight.data = torch.randn(n, k, generator=g) * (2 / k) ** 0.5
+        else:
+            linear.weight.data = (torch.rand(n, k, generator=g) * 2 - 1) * (6 / k) ** 0.5
         linear.bias.data = torch.randn(n, generator=g) * 0.1
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*modules[:-1])
@@ -128,7 +137,7 @@ def machine() -> str:
 def _variants(case: str, widths: list[int]) -> dict[str, Callable]:
     stack = float_stack(widths)
     calibration = torch.randn(256, widths[0], generator=torch.Generator().manual_seed(99))
-    variants = {name: ours(stack, bits) for name, bits in OURS.items()}
+    variants = {name: ours(float_stack(widths, kind), bits) for name, (bits, kind) in OURS.items()}
     for name in peers.PEERS:
         peer, reason = peers.build(name, stack, calibration)
         if peer is None:
@@ -154,14 +163,14 @@ def _rows(case: str, batch: int, medians: dict[str, float]) -> list[dict]:
 
 
 def _print_table(rows: list[dict]) -> None:
-    print(f"\n{'case':30} {'batch':>6} " + " ".join(f"{name:>30}" for name in OURS) + "   best peer")
+    print(f"\n{'case':30} {'batch':>6} " + " ".join(f"{name:>24}" for name in OURS) + "   best peer")
     for case, batch in dict.fromkeys((r["case"], r["batch"]) for r in rows):
         here = [r for r in rows if (r["case"], r["batch"]) == (case, batch)]
         rivals = sorted((r for r in here if not r["ours"]), key=lambda r: r["median_s"])
         cells = []
         for r in (r for r in here if r["ours"]):
             ratio = "" if r["ratio_to_best_peer"] is None else f"{r['ratio_to_best_peer']:.2f}x"
-            cells.append(f"{r['median_s'] * 1e6:>20.1f} us {ratio:>6}")
+            cells.append(f"{r['median_s'] * 1e6:>14.1f} us {ratio:>6}")
         rival = f"{rivals[0]['variant']} {rivals[0]['median_s'] * 1e6:.1f} us" if rivals else "none"
         print(f"{case:30} {batch:>6} " + " ".join(cells) + f"   {rival}")
 

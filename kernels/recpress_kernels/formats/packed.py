@@ -4,25 +4,26 @@ The buffer is uint8, little-endian, and starts with a header of 64 bytes and one
 (``native/abi.h`` holds the same structures)::
 
     magic "RPINT8\\0\\0", version u32, layout u32, layers i32, -, bytes i64, 32 reserved
-    n i32, k i32, k_padded i32, activation i32, flags i32, -, offsets of weights, sums, scales, bias i64, -
+    n i32, k i32, k_padded i32, activation i32, flags i32, depth i32,
+    offsets of weights, sums, scales, bias, wide i64
 
-Each section begins at a multiple of 64 bytes. Columns are padded to 16 and k to 8, with zeros::
+Each section begins at a multiple of 64 bytes. Columns and k are padded to multiples of 16, with zeros::
 
     weights  int8    [columns / 16, k_padded / 4, 16, 4]     16 columns of 4 consecutive k lie together
     sums     int32   [columns]                               sum_k w[n, k], which takes the zero point out
     scales   float32 [columns]
     bias     float32 [columns]
 
-Activations are 0..127, so a ``vpmaddubsw`` product (two weights) fits in 16 bits, and two of them may be added there
-before they are widened, for 3 multiplications in place of 4, wherever the four weights that meet allow it: in a step
-of 8 k those of k = 8 s + {2 i, 2 i + 1, 2 i + 4, 2 i + 5}, whose positive ones must add up to at most 258, and the
-negative ones too. Weights of 7 bits, ``|q| <= 63``, always allow it, and weights of 8 bits nearly always, since few
-are near the largest of their channel. Packing looks at every four and lists the steps that must be widened at once::
+Activations are 0..127, so a ``vpmaddubsw`` product (two weights) fits in 16 bits, and ``depth`` of them, 2 or 4, may be
+added there before they are widened, for depth + 1 multiplications in place of 2 * depth, wherever the 2 * depth
+weights that meet allow it: in a block of 4 * depth k those of k = 4 g + {2 i, 2 i + 1} for all of its groups g, whose
+positive ones must add up to at most 258, and the negative ones too. Weights of 7 bits, ``|q| <= 63``, always allow
+depth 2 and nearly always 4; weights of 8 bits nearly always allow 2, since few are near the largest of their channel.
+Packing looks at every such sum, and lists the blocks whose products must be widened one by one::
 
-    wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of steps after them
+    wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of blocks after them
 
-A flag says that the list is there; where more than a quarter of the steps would be in it, it is not, and every step
-is widened at once.
+It takes the depth that should run fastest; with depth 1 there is no list.
 """
 
 import struct
@@ -39,29 +40,32 @@ ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
 """The position of a name is its code in the buffer."""
 MAGIC = b"RPINT8\0\0"
 VERSION = 1
-PANEL, GROUP, STEP = 16, 4, 8
+PANEL, GROUP, STEP = 16, 4, 16
 LAYOUT = PANEL << 16 | GROUP << 8 | STEP
 MAX_LAYERS = 64
 _HEADER = struct.Struct("<8sIIiiq32x")
 _LAYER = struct.Struct("<6i5q")
 _ALIGN = 64
-_HAS_BIAS, _PAIRS = 1, 2
-_MOST_WIDE = 0.25
-_PAIR_LIMIT = (2**15 - 1) // 127
+_HAS_BIAS = 1
+_LIMIT = (2**15 - 1) // 127
+# Cycles for 16 columns of 4 k of one row, measured on AVX2 (Zen 3), and what a listed block adds by breaking the loop.
+_CYCLES = {1: 2.1, 2: 1.73, 4: 1.5}
+_BREAK_CYCLES = 4.0
 
 
 @dataclass(frozen=True)
 class PackedLayer:
     """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None.
 
-    ``paired`` is the share of steps that run in the faster loop.
+    ``depth`` products are added in 16 bits in all blocks but the share ``wide``.
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
     activation: str
-    paired: float
+    depth: int
+    wide: float
 
 
 def pack(weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -89,15 +93,16 @@ def pack_stack(
     for weight, scale, bias, activation in zip(weights, weight_scales, biases, activations, strict=True):
         panels, sums = _panels(weight)
         columns = sums.numel()
-        wide = _wide_steps(panels)
-        flags = _HAS_BIAS * (bias is not None) | _PAIRS * bool(wide.numel())
+        depth, wide = _chains(panels)
         offsets = []
         for section in (panels, sums, _padded(scale, columns), _padded(bias, columns), wide):
             offsets.append(at)
             sections.append((at, section))
             at = _aligned(at + section.numel() * section.element_size())
         k_padded = panels.shape[1] * GROUP
-        headers.append(_LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), flags, 0, *offsets))
+        headers.append(
+            _LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), int(bias is not None), depth, *offsets)
+        )
     front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
     packed = torch.zeros(at, dtype=torch.uint8)
     packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
@@ -126,12 +131,13 @@ def widths(packed: Tensor) -> list[int]:
 
 
 def _unpack_layer(
-    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, _: int, *offsets: int
+    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, depth: int, *offsets: int
 ) -> PackedLayer:
     _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
+    _intact(depth in _CYCLES)
     columns = -(-n // PANEL) * PANEL
     count = columns // PANEL
-    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if flags & _PAIRS else 0)
+    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if depth > 1 else 0)
     for begin, size in zip(offsets, sizes, strict=True):
         _intact(begin >= _HEADER.size + _LAYER.size and begin % _ALIGN == 0 and begin + size <= packed.numel())
     panels, _sums, scale, bias, starts = (
@@ -143,7 +149,8 @@ def _unpack_layer(
         weight_scale=scale.view(torch.float32)[:n],
         bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
         activation=ACTIVATIONS[activation],
-        paired=1 - int(starts.view(torch.int32)[-1]) / (count * k_padded // STEP) if flags & _PAIRS else 0.0,
+        depth=depth,
+        wide=int(starts.view(torch.int32)[-1]) / (count * k_padded // (GROUP * depth)) if depth > 1 else 1.0,
     )
 
 
@@ -188,20 +195,30 @@ def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return panels, padded.sum(dim=1, dtype=torch.int32)
 
 
-def _wide_steps(panels: Tensor) -> Tensor:
-    """The section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; empty where too many steps must be widened."""
-    count, steps = panels.shape[0], panels.shape[1] // 2
-    wide = torch.zeros(count, steps, dtype=torch.bool)
-    if int(panels.amax()) > 63 or int(panels.amin()) < -63:
-        # [P, steps, two groups, 16, two pairs, two of a pair]
-        fours = panels.view(count, steps, 2, PANEL, 2, 2).to(torch.int16)
-        for part in (fours.clamp(min=0), -fours.clamp(max=0)):
-            wide |= (part.sum(dim=(2, 5), dtype=torch.int16) > _PAIR_LIMIT).flatten(2).any(dim=2)
-    if int(wide.sum()) > _MOST_WIDE * wide.numel():
-        return torch.empty(0, dtype=torch.int32)
-    starts = torch.zeros(count + 1, dtype=torch.int32)
-    starts[1:] = wide.sum(dim=1).cumsum(0)
-    return torch.cat([starts, wide.nonzero()[:, 1].to(torch.int32)])
+def _chains(panels: Tensor) -> tuple[int, Tensor]:
+    """The depth and the section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; depth 1 and an empty section."""
+    best = (_CYCLES[1], 1, torch.empty(0, dtype=torch.int32))
+    for depth in (2, 4):
+        wide = _wide_blocks(panels, depth)
+        share = int(wide.sum()) / wide.numel()
+        cycles = (1 - share) * _CYCLES[depth] + share * (_CYCLES[1] + _BREAK_CYCLES / depth)
+        if cycles < best[0]:
+            starts = torch.zeros(panels.shape[0] + 1, dtype=torch.int32)
+            starts[1:] = wide.sum(dim=1).cumsum(0)
+            best = (cycles, depth, torch.cat([starts, wide.nonzero()[:, 1].to(torch.int32)]))
+    return best[1:]
+
+
+def _wide_blocks(panels: Tensor, depth: int) -> Tensor:
+    """Which blocks of ``4 * depth`` k must be widened product by product: bool ``[P, blocks]``."""
+    blocks = panels.view(panels.shape[0], -1, depth, PANEL, 2, 2)
+    wide = torch.zeros(blocks.shape[:2], dtype=torch.bool)
+    if depth == 2 and int(panels.amax()) <= 63 and int(panels.amin()) >= -63:
+        return wide
+    blocks = blocks.to(torch.int16)
+    for part in (blocks.clamp(min=0), -blocks.clamp(max=0)):
+        wide |= (part.sum(dim=(2, 5), dtype=torch.int16) > _LIMIT).flatten(2).any(dim=2)
+    return wide
 
 
 def _padded(vector: Tensor | None, columns: int) -> Tensor:

@@ -50,11 +50,12 @@ def _native(
         bias=None if bias is None else bias.data_ptr(),
         activation=ACTIVATIONS.index(activation),
     )
-    return run("int8_linear", x, weight.shape[0], arguments, *pairs)
+    y, code = run(x, weight.shape[0], arguments, *pairs)
+    native.check("int8_linear", code)
+    return y
 
 
 def run(
-    op: str,
     x: Tensor,
     out_features: int,
     arguments: native.LinearArguments,
@@ -62,12 +63,12 @@ def run(
     x_zero_point: Tensor | None,
     out_scale: Tensor | None,
     out_zero_point: Tensor | None,
-) -> Tensor:
-    """Call ``recpress_linear`` on ``x`` ``[M, K]`` with the weights that ``arguments`` holds already: ``[M, N]``."""
+) -> tuple[Tensor, int]:
+    """Call ``recpress_linear`` on ``x`` ``[M, K]``, the weights being in ``arguments``: ``[M, N]`` and the code."""
     dtype = torch.uint8 if out_scale is not None else torch.float32 if x.dtype == torch.uint8 else x.dtype
     y = torch.empty(x.shape[0], out_features, dtype=dtype)
     if y.numel() == 0:
-        return y
+        return y, 0
     a = arguments
     a.x, a.y, a.isa = x.data_ptr(), y.data_ptr(), native.isa
     a.rows, a.k, a.x_stride, a.n = *x.shape, x.stride(0), out_features
@@ -76,5 +77,4 @@ def run(
         a.x_scale, a.x_zero_point = x_scale.item(), x_zero_point.item()
     if out_scale is not None:
         a.y_scale, a.y_zero_point = out_scale.item(), out_zero_point.item()
-    native.check(op, native.linear(ctypes.byref(a)))
-    return y
+    return y, native.linear(ctypes.byref(a))

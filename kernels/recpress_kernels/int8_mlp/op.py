@@ -5,18 +5,12 @@ Recommenders are stacks of small layers: at batch 1 a stack costs its calls, not
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
-from torch.compiler import is_compiling
 
-from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.formats.packed import unpack
-from recpress_kernels.int8_linear import cpu
-from recpress_kernels.int8_linear.op import FLOATS, int8_linear, rows_of, supports
-from recpress_kernels.int8_linear.packed import check_features, check_packed
+from recpress_kernels.formats.packed import MAX_LAYERS
+from recpress_kernels.int8_linear.op import FLOATS, int8_linear, supports
+from recpress_kernels.int8_linear.packed import check_packed, direct, dynamic
 from recpress_kernels.library import LIBRARY
-
-_FLOAT_CODES = {dtype: native.DTYPES[dtype] for dtype in FLOATS}
 
 LIBRARY.define(
     "int8_mlp(Tensor x, Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, str[] activations) -> Tensor"
@@ -54,12 +48,8 @@ def int8_mlp_packed(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
 
     Raises:
         KernelInputError: an operand has another dtype or shape, or packed is of another format.
-
-    The torch dispatcher takes 4 to 7 us for an op written in Python, as much as a small layer at batch 1. So this
-    function calls the kernel itself on a plain CPU tensor while nothing is traced or intercepted; in a graph it is the
-    op.
     """
-    if type(x) is Tensor and x.is_cpu and not (is_compiling() or _len_torch_dispatch_stack() or x.requires_grad):
+    if direct(x):
         return _packed(x, packed, out_features)
     return torch.ops.recpress.int8_mlp_packed(x, packed, out_features)
 
@@ -110,57 +100,7 @@ def _fake(
 
 @torch.library.impl(LIBRARY, "int8_mlp_packed", "CPU")
 def _packed(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    # The usual case first: each attribute of a tensor costs 0.1 us, an output 1 us, the foreign call 1.5 us.
-    shape, dtype = x.shape, _FLOAT_CODES.get(x.dtype)
-    if native.mlp is None or dtype is None or len(shape) != 2 or not x.is_contiguous():
-        return _general(x, packed, out_features)
-    if packed.dtype is not torch.uint8 or packed.dim() != 1 or not packed.is_contiguous() or out_features < 1:
-        check_packed("int8_mlp_packed", x, packed, out_features)
-    m, k = shape
-    y = x.new_empty(m, out_features)
-    code = native.mlp(
-        x.data_ptr(), m, k, k, dtype, packed.data_ptr(), packed.numel(), y.data_ptr(), out_features, native.isa
-    )
-    if code:
-        _refused(code, x, packed, out_features)
-    return y
-
-
-def _refused(code: int, x: Tensor, packed: Tensor, out_features: int) -> None:
-    if code in native.FEATURES:
-        check_features("int8_mlp_packed", x, packed, out_features)
-    native.check("int8_mlp_packed", code)
-
-
-def _general(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    check_packed("int8_mlp_packed", x, packed, out_features)
-    if native.mlp is None:
-        y = _unpacked(rows_of(x), packed, out_features)
-    else:
-        rows = rows_of(x)
-        y = x.new_empty(rows.shape[0], out_features)
-        code = native.mlp(
-            rows.data_ptr(),
-            *rows.shape,
-            rows.stride(0),
-            native.DTYPES[x.dtype],
-            packed.data_ptr(),
-            packed.numel(),
-            y.data_ptr(),
-            out_features,
-            native.isa,
-        )
-        if code:
-            _refused(code, x, packed, out_features)
-    return y.view(*x.shape[:-1], out_features)
-
-
-def _unpacked(x: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    layers = unpack(packed)
-    check_features("int8_mlp_packed", x, packed, out_features)
-    for layer in layers:
-        x = cpu.int8_linear(x, layer.weight, layer.weight_scale, layer.bias, layer.activation, None, None, None, None)
-    return x
+    return dynamic("int8_mlp_packed", x, packed, out_features, MAX_LAYERS)
 
 
 @torch.library.register_fake("recpress::int8_mlp_packed", lib=LIBRARY)

@@ -18,8 +18,9 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 1
+_ABI = 3
 
+STACK = -10
 FEATURES = (-4, -5)
 """The codes for x and y of other widths than the packed layers': the caller knows the numbers."""
 _ERRORS = {
@@ -80,6 +81,7 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int64,
+        ctypes.c_int32,
         ctypes.c_int32,
     ]
     library.recpress_linear.argtypes = [ctypes.POINTER(LinearArguments)]

@@ -29,14 +29,13 @@ enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
 enum Activation : int32_t { kNone = 0, kRelu = 1, kGeluTanh = 2, kGeluErf = 3, kSigmoid = 4, kSilu = 5 };
 enum Isa : int32_t { kAuto = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
 
-// ---- the packed form, formats/packed.py writes it -----------------------------------------------------------------
+// The packed form; formats/packed.py writes it.
 constexpr int kPanel = 16;  // output columns that lie together
 constexpr int kGroup = 4;   // consecutive k of one column that lie together
-constexpr int kStep = 8;    // k is padded with zero weights to a multiple of this
+constexpr int kStep = 16;   // k is padded with zero weights to a multiple of this
 constexpr uint32_t kVersion = 1;
-constexpr uint32_t kLayout = 0x00100408;  // panel, group, step
+constexpr uint32_t kLayout = 0x00100410;  // panel, group, step
 constexpr int32_t kHasBias = 1;
-constexpr int32_t kPairs = 2;  // two vpmaddubsw products fit in 16 bits, except in the steps listed in `wide`
 
 struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
     char magic[8];     // "RPINT8\0\0"
@@ -47,20 +46,23 @@ struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
 };
 
 struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, multiples of 64
-    int32_t n, k, k_padded, activation, flags, reserved;
+    int32_t n, k, k_padded, activation, flags;
+    int32_t depth;    // vpmaddubsw products that are added in 16 bits before they are widened: 1, 2 or 4
     int64_t weights;  // int8 [panels][k_padded / 4][16][4]
     int64_t sums;     // int32 [panels * 16], sum_k w[n, k]
     int64_t scales;   // float32 [panels * 16]
     int64_t bias;     // float32 [panels * 16], zeros without a bias
-    int64_t wide;     // int32 [panels + 1] where each panel's list begins, then the lists of steps, rising
+    int64_t wide;     // with depth > 1: int32 [panels + 1] where each panel's list begins, then the lists, rising,
+                      // of blocks of 4 * depth k whose products must be widened one by one
 };
 static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
 
-// ---- what the kernels work on -------------------------------------------------------------------------------------
+// What the kernels work on.
+
 struct Layer {
     int64_t n, k, k_padded;
-    int32_t activation;
-    const int32_t* wide;  // null where no step takes pairs
+    int32_t activation, depth;
+    const int32_t* wide;  // null where depth is 1
     int64_t wide_count;   // of all lists
     const int8_t* weights;
     const int32_t* sums;

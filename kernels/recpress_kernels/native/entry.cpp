@@ -65,14 +65,15 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
         if (!within(at, columns * 4, front, head.bytes)) return kCorrupt;
     const int32_t* wide = nullptr;
     int64_t wide_count = 0;
-    if (h.flags & kPairs) {
+    if (h.depth != 1 && h.depth != 2 && h.depth != 4) return kCorrupt;
+    if (h.depth > 1) {
         int64_t panels = columns / kPanel;
         if (!within(h.wide, (panels + 1) * 4, front, head.bytes)) return kCorrupt;
         wide = reinterpret_cast<const int32_t*>(buffer + h.wide);
         wide_count = wide[panels];
         if (wide_count < 0 || !within(h.wide, (panels + 1 + wide_count) * 4, front, head.bytes)) return kCorrupt;
     }
-    *layer = {h.n, h.k, h.k_padded, h.activation, wide, wide_count,
+    *layer = {h.n, h.k, h.k_padded, h.activation, h.depth, wide, wide_count,
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
@@ -128,19 +129,21 @@ void pack_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padd
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 1; }
+RP_EXPORT int32_t recpress_abi() { return 3; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
 
 RP_EXPORT int32_t recpress_has_isa(int32_t isa) { return has(Isa(isa)); }
 
-// A packed stack of layers, dynamic quantisation throughout: the short way for small batches.
+// A packed stack of at most `most` layers, dynamic quantisation throughout: the short way for small batches.
 RP_EXPORT int32_t recpress_mlp(const void* x, int64_t rows, int64_t k, int64_t x_stride, int32_t dtype,
-                               const uint8_t* packed, int64_t packed_bytes, void* y, int64_t n, int32_t isa) {
+                               const uint8_t* packed, int64_t packed_bytes, void* y, int64_t n, int32_t most,
+                               int32_t isa) {
     Layer layers[kMaxLayers];
     Call call{x, rows, x_stride, dtype, dtype, y, {}, {}, layers, 0, nullptr};
     if (auto status = read_layers(packed, packed_bytes, layers, &call.layer_count)) return status;
+    if (call.layer_count > most) return kStack;
     if (layers[0].k != k) return kInFeatures;
     if (layers[call.layer_count - 1].n != n) return kOutFeatures;
     return dispatch(isa, call);
@@ -166,7 +169,7 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
               {a->y_scale, a->y_zero_point}, layers, 1, a->canonical};
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
-        layers[0] = {a->n, a->k, k_padded, a->activation, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
+        layers[0] = {a->n, a->k, k_padded, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
         if (call.layer_count != 1) return kStack;

@@ -86,13 +86,30 @@ inline Bytes broadcast4(const uint8_t* p) {
     return _mm256_set1_epi32(four);
 }
 // acc[c] + sum of 4 products. a is at most 127, so vpmaddubsw cannot saturate: 2 * 127 * 128 < 2^15.
+//
+// In assembly, since GCC 12 makes copies of the sums, and a spill, in each turn of the loop: 2.1 in place of 2.8 cycles
+// for 16 columns of 4 k.
 inline I dot4(I acc, Bytes a, Bytes w) {
-    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)))};
+    __m256i product;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc.v), "=&x"(product)
+            : "x"(a), "xm"(w), "x"(_mm256_set1_epi16(1)));
+    return acc;
 }
-// acc[c] + sum of 8 products, for weights of which two products fit in 16 bits: one vpmaddwd for two vpmaddubsw.
-inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) {
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, w0), _mm256_maddubs_epi16(a1, w1));
-    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+// A chain of products that is widened once: the first, each of the others, and the end.
+#define RP_CHAINS 1
+inline Bytes chain_first(Bytes a, Bytes w) { return _mm256_maddubs_epi16(a, w); }
+inline void chain_next(Bytes& sum, Bytes a, Bytes w) {
+    __m256i product;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "xm"(w));
+}
+inline I chain_end(I acc, Bytes sum) {
+    // The ones stay in memory: 16 registers are just enough for the rest.
+    alignas(32) static const int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc.v), "+x"(sum)
+            : "m"(*reinterpret_cast<const __m256i*>(kOnes)));
+    return acc;
 }
 
 }  // namespace

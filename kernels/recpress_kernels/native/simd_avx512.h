@@ -96,6 +96,5 @@ inline Bytes broadcast4(const uint8_t* p) {
     return _mm512_set1_epi32(four);
 }
 inline I dot4(I acc, Bytes a, Bytes w) { return {_mm512_dpbusd_epi32(acc.v, a, w)}; }
-inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
 
 }  // namespace

@@ -78,6 +78,5 @@ inline I dot4(I acc, Bytes a, Bytes w) {
     ULong4 fours = (ULong4)pairs + ((ULong4)pairs >> 32);
     return {acc.v + __builtin_convertvector(fours, Int4)};
 }
-inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) { return dot4(dot4(acc, a0, w0), a1, w1); }
 
 }  // namespace
