@@ -20,8 +20,8 @@ _MAX_WITH_128 = (2**31 - 1) // (QMAX * 128)
 def quantize_per_channel(weight: Tensor, *, weight_bits: int = 8) -> tuple[Tensor, Tensor]:
     """Quantise ``weight`` ``[out, in]`` (float) to ``(q int8 [out, in], scale float32 [out])``.
 
-    With ``weight_bits=7`` q lies in [-63, 63]: the CPU kernels then add two products in 16 bits before they widen
-    them, for up to 4/3 of the throughput.
+    With ``weight_bits=7`` q lies in [-63, 63]: the CPU kernels then add four products in 16 bits before they widen
+    them, where most 8-bit weights allow two; 7 to 10 % less time at batches of 16 and more, none at batch 1.
 
     Raises:
         KernelInputError: not a 2-D float tensor, NaN or infinity in it, or weight_bits other than 7 and 8.

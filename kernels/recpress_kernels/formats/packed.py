@@ -198,8 +198,7 @@ def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _chains(panels: Tensor) -> tuple[int, Tensor]:
     """The depth and the section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; depth 1 and an empty section."""
     best = (_CYCLES[1], 1, torch.empty(0, dtype=torch.int32))
-    for depth in (2, 4):
-        wide = _wide_blocks(panels, depth)
+    for depth, wide in _wide_blocks(panels).items():
         share = int(wide.sum()) / wide.numel()
         cycles = (1 - share) * _CYCLES[depth] + share * (_CYCLES[1] + _BREAK_CYCLES / depth)
         if cycles < best[0]:
@@ -209,15 +208,16 @@ def _chains(panels: Tensor) -> tuple[int, Tensor]:
     return best[1:]
 
 
-def _wide_blocks(panels: Tensor, depth: int) -> Tensor:
-    """Which blocks of ``4 * depth`` k must be widened product by product: bool ``[P, blocks]``."""
-    blocks = panels.view(panels.shape[0], -1, depth, PANEL, 2, 2)
-    wide = torch.zeros(blocks.shape[:2], dtype=torch.bool)
-    if depth == 2 and int(panels.amax()) <= 63 and int(panels.amin()) >= -63:
-        return wide
-    blocks = blocks.to(torch.int16)
-    for part in (blocks.clamp(min=0), -blocks.clamp(max=0)):
-        wide |= (part.sum(dim=(2, 5), dtype=torch.int16) > _LIMIT).flatten(2).any(dim=2)
+def _wide_blocks(panels: Tensor) -> dict[int, Tensor]:
+    """By depth, which blocks of ``4 * depth`` k must be widened product by product: bool ``[P, blocks]``."""
+    wide = {}
+    for sign in (1, -1):
+        part = (panels.to(torch.int16) * sign).clamp_(min=0)
+        sums = part[..., 0::2] + part[..., 1::2]  # [P, groups, 16, 2], those of one product
+        for depth in (2, 4):
+            sums = sums[:, 0::2] + sums[:, 1::2]
+            over = sums.flatten(2).amax(dim=2) > _LIMIT
+            wide[depth] = wide[depth] | over if depth in wide else over
     return wide
 
 

@@ -47,7 +47,7 @@ inline bool range(const float* x, int64_t k, float* low, float* high) {
 //
 // A division of 8 floats costs more than all the rest of this loop, so multiply by the inverse, once a little too
 // far and once not far enough: 2^-21 covers the roundings of the inverse, of the quotient and of the product. Where
-// both round to the same whole number, so does the quotient; elsewhere, a value in some thousand, divide.
+// both round to the same whole number, so does the quotient; elsewhere, in about one of a thousand blocks of 32 values, divide.
 struct Quotient {
     F scale, more, less;
     I offset;
@@ -76,7 +76,7 @@ inline void quantize_block(const Quotient& by, const F (&x)[C], uint8_t* q) {
     store_clamped(q, whole);
 }
 
-// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights. `limit` keeps
+// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights. LIMIT keeps
 // calibrated quotients in bounds.
 template <bool LIMIT>
 inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {

@@ -96,6 +96,15 @@ inline I dot4(I acc, Bytes a, Bytes w) {
             : "x"(a), "xm"(w), "x"(_mm256_set1_epi16(1)));
     return acc;
 }
+// acc[c] + sum of 8 products, where two products may be added in 16 bits: one vpmaddwd for two vpmaddubsw.
+inline I dot8(I acc, Bytes a0, Bytes w0, Bytes a1, Bytes w1) {
+    __m256i product, other;
+    __asm__("vpmaddubsw %4, %3, %1\n\tvpmaddubsw %6, %5, %2\n\tvpaddw %2, %1, %1\n\t"
+            "vpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc.v), "=&x"(product), "=&x"(other)
+            : "x"(a0), "xm"(w0), "x"(a1), "xm"(w1), "x"(_mm256_set1_epi16(1)));
+    return acc;
+}
 // A chain of products that is widened once: the first, each of the others, and the end.
 #define RP_CHAINS 1
 inline Bytes chain_first(Bytes a, Bytes w) { return _mm256_maddubs_epi16(a, w); }
