@@ -90,10 +90,16 @@ class Client:
                 raise ServerError(
                     f"the server at {self.url} ({self.protocol}) does not answer: {error.message()}"
                 ) from None
+            served = f"; served are: {self._models()}" if "unknown model" in error.message() else ""
             raise RequestError(
-                f"the server at {self.url} refuses the request to {model!r}: {error.message()}"
+                f"the server at {self.url} refuses the request to {model!r}: {error.message()}{served}"
             ) from None
         except OSError as error:
             raise ServerError(
                 f"the server at {self.url} ({self.protocol}) cannot be reached ({error}); start it with: recpress serve"
             ) from None
+
+    def _models(self) -> str:
+        index = self._client.get_model_repository_index()
+        names = [m.name for m in index.models] if self.protocol == "grpc" else [m["name"] for m in index]
+        return ", ".join(sorted(names)) or "none"

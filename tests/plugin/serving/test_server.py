@@ -115,7 +115,7 @@ def test_bad_input_is_refused_by_name(client, kind):
 
 
 def test_unknown_model_and_version(client):
-    with pytest.raises(RequestError, match="'absent' is not found"):
+    with pytest.raises(RequestError, match="'absent' is not found; served are: small"):
         client.score("absent", wire(1))
     with pytest.raises(RequestError, match="version"):
         client.score("small", wire(1), version="9")
