@@ -6,7 +6,6 @@ from torch import Tensor
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES
 from recpress_kernels.int8_linear import cpu
-from recpress_kernels.int8_linear.launch import launch
 from recpress_kernels.library import LIBRARY
 from recpress_kernels.support import Support
 
@@ -78,9 +77,11 @@ def _cpu(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = 
 
 @torch.library.impl(LIBRARY, "int8_linear", "CUDA")
 def _cuda(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    from recpress_kernels.int8_linear import cuda  # on first use: triton exists on Linux alone
+
     _checked(x, weight, weight_scale, bias)
     with torch.cuda.device(x.device):
-        y = launch(
+        y = cuda.int8_linear(
             _rows(x), weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()
         )
     return y.view(*x.shape[:-1], weight.shape[0])
