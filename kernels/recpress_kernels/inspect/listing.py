@@ -111,8 +111,8 @@ class Listing:
         return Counter(found[0] for op in opcodes if (found := self.dialect.mma.match(op)))
 
     def hottest_loop(self) -> Loop | None:
-        """The innermost loop with the most tensor-core instructions, if any loop has one."""
-        busy = {loop: count for loop in self.loops if (count := self.mma_counts(loop).total())}
+        """The innermost loop that multiplies most on tensor cores, if any loop does."""
+        busy = {loop: work for loop in self.loops if (work := _work(self.mma_counts(loop)))}
         innermost = [loop for loop in busy if not any(other in loop for other in busy)]
         return max(innermost, key=lambda loop: (busy[loop], len(self.body(loop))), default=None)
 
@@ -121,6 +121,18 @@ class Listing:
         opcodes = self.body(loop)
         widths = (next((w for pattern, w in self.dialect.widths if pattern.match(op)), None) for op in opcodes)
         return dict(sorted(Counter(w for w in widths if w).items()))
+
+
+def _work(mmas: Counter) -> int:
+    """Multiplications of some tensor-core instructions, roughly: tcgen05 keeps its shape in a descriptor."""
+    total = 0
+    for name, count in mmas.items():
+        shape = re.search(r"(\d+)x(\d+)x(\d+)", name)
+        if shape:
+            total += count * int(shape[1]) * int(shape[2]) * int(shape[3])
+        else:
+            total += count * (128 * 128 * 32 if name.startswith("UTC") else 16 * 8 * 32)
+    return total
 
 
 def _loops(size: int, targets: dict[int, int], leaving: set[int]) -> list[Loop]:

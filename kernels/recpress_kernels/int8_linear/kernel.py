@@ -234,11 +234,14 @@ def gemm_kernel(
     acc = tl.zeros([BLOCK_M, HALF], tl.int32)
     acc2 = tl.zeros([BLOCK_M, HALF], tl.int32)
     if zero_ptr is not None:
+        # Before the main loop, since after it the accumulators would be in the way: 6 to 28 spills.
         zero = tl.load(zero_ptr)
+        less = tl.zeros([HALF], tl.int32)
+        less2 = tl.zeros([HALF], tl.int32)
         if zero != 0:
-            acc = _minus_zero(zero, w_at, k_begin, k_end, BLOCK_M, HALF, BLOCK_K)
+            less = zero * _column_sums(w_at, k_begin, k_end, HALF, BLOCK_K)
             if HALVES == 2:
-                acc2 = _minus_zero(zero, v_at, k_begin, k_end, BLOCK_M, HALF, BLOCK_K)
+                less2 = zero * _column_sums(v_at, k_begin, k_end, HALF, BLOCK_K)
     k_whole = k_end - (k_end - k_begin) % BLOCK_K
     for k in range(k_begin, k_whole, BLOCK_K):
         q = tl.load(q_at + k)
@@ -252,6 +255,10 @@ def gemm_kernel(
         if HALVES == 2:
             v = tl.load(v_at + k_whole, mask=k_in[:, None], other=0)
             acc2 = tl.dot(q, v, acc=acc2, out_dtype=tl.int32)
+    if zero_ptr is not None:
+        acc -= less[None, :]
+        if HALVES == 2:
+            acc2 -= less2[None, :]
 
     if partial_ptr is None:
         scale = _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE)
@@ -266,11 +273,12 @@ def gemm_kernel(
 
 
 @triton.jit
-def _minus_zero(zero, w_at, k_begin, k_end, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """``-zero * sum_k w[n, k]`` in every row ``[BM, BN]``: with it, q can be multiplied as it is.
+def _column_sums(w_at, k_begin, k_end, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``sum_k w[n, k]`` as int32 ``[BN]``: with it, q is multiplied as it is, and its zero point subtracted after.
 
-    ``sum (q - zero) w = sum q w - zero sum w`` in int32, which wraps, so that the result is exact whatever the
-    order. The sum is a product of 16 equal rows; a zero point of 0, as after a ReLU, does not come here.
+    ``sum (q - zero) w = sum q w - zero sum w``. It must be after: tensor cores saturate here, and ``sum q w`` stays
+    in an int32 on the way, as q is at most 127, while the subtraction may wrap and still end at the right value.
+    The sum is a product with 16 equal rows; a zero point of 0, as after a ReLU, does not come here.
     """
     rk = tl.arange(0, BLOCK_K)
     rows = tl.zeros([16, BLOCK_N], tl.int32)
@@ -278,7 +286,7 @@ def _minus_zero(zero, w_at, k_begin, k_end, BLOCK_M: tl.constexpr, BLOCK_N: tl.c
     for k in range(k_begin, k_end, BLOCK_K):
         w = tl.load(w_at + k, mask=(k + rk < k_end)[:, None], other=0)
         rows = tl.dot(ones, w, acc=rows, out_dtype=tl.int32)
-    return tl.broadcast_to(tl.max(rows, axis=0)[None, :] * -zero, [BLOCK_M, BLOCK_N])
+    return tl.max(rows, axis=0)
 
 
 @triton.jit
@@ -305,16 +313,16 @@ def gemm_tma_kernel(
     m_block, n_block = _block_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m_begin, n_begin = m_block * BLOCK_M, n_block * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for k in range(0, K, BLOCK_K):  # the descriptor gives zeros past every edge
+        acc = tl.dot(q_desc.load([m_begin, k]), w_desc.load([n_begin, k]).T, acc=acc, out_dtype=tl.int32)
     if zero_ptr is not None:
         zero = tl.load(zero_ptr)
-        if zero != 0:  # as _minus_zero
+        if zero != 0:  # as _column_sums
             rows = tl.zeros([16, BLOCK_N], tl.int32)
             ones = tl.full([16, BLOCK_K], 1, tl.int8)
             for k in range(0, K, BLOCK_K):
                 rows = tl.dot(ones, w_desc.load([n_begin, k]).T, acc=rows, out_dtype=tl.int32)
-            acc = tl.broadcast_to(tl.max(rows, axis=0)[None, :] * -zero, [BLOCK_M, BLOCK_N])
-    for k in range(0, K, BLOCK_K):  # the descriptor gives zeros past every edge
-        acc = tl.dot(q_desc.load([m_begin, k]), w_desc.load([n_begin, k]).T, acc=acc, out_dtype=tl.int32)
+            acc -= zero * tl.max(rows, axis=0)[None, :]
     rm = m_begin + tl.arange(0, BLOCK_M)
     rn = n_begin + tl.arange(0, BLOCK_N)
     scale = _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE)
