@@ -4,6 +4,8 @@ A mixin of ptx_machine.Machine, which provides operands: ``_read``, ``_write``, 
 threads ``now``. Flushing denormals (``ftz``) and approximation are not modelled: both are computed as IEEE.
 """
 
+import functools
+
 import numpy as np
 import ptx_scalar as scalar
 import ptx_warp as warp
@@ -14,8 +16,15 @@ from ptx_scalar import TYPES
 class Instructions:
     """What each instruction does to the threads that take part."""
 
-    def _arithmetic(self, instruction: Instruction, function, *, kind: str | None = None) -> None:
-        kind = kind or instruction.modifiers[-1]
+    def _arithmetic(self, instruction: Instruction, function) -> None:
+        kind = instruction.modifiers[-1]
+        if kind == "f32x2":
+            pairs = [
+                np.ascontiguousarray(self._read(operand, "b64")).view(np.float32)
+                for operand in instruction.operands[1:]
+            ]
+            self._write(instruction.operands[0], np.ascontiguousarray(function(*pairs)).view(np.uint64))
+            return
         values = [self._read(operand, kind) for operand in instruction.operands[1:]]
         if kind in ("f16x2", "bf16x2"):
             function = scalar.packed(function, kind)
@@ -39,11 +48,13 @@ class Instructions:
 
     def _op_min(self, i: Instruction) -> None:
         floating = i.modifiers[-1].startswith(("f", "bf"))
-        self._arithmetic(i, np.fmin if floating and "NaN" not in i.modifiers else np.minimum)
+        smaller = np.fmin if floating and "NaN" not in i.modifiers else np.minimum
+        self._arithmetic(i, lambda *values: functools.reduce(smaller, values))  # three operands on sm_120
 
     def _op_max(self, i: Instruction) -> None:
         floating = i.modifiers[-1].startswith(("f", "bf"))
-        self._arithmetic(i, np.fmax if floating and "NaN" not in i.modifiers else np.maximum)
+        larger = np.fmax if floating and "NaN" not in i.modifiers else np.maximum
+        self._arithmetic(i, lambda *values: functools.reduce(larger, values))
 
     def _op_div(self, i: Instruction) -> None:
         if i.modifiers[-1].startswith("f"):

@@ -46,7 +46,9 @@ def _bytes(words: list[np.ndarray], signed: bool) -> list[np.ndarray]:
 
 def _halves(words: list[np.ndarray], kind: str) -> list[np.ndarray]:
     bits = [np.ascontiguousarray(word).view(np.uint16).reshape(*word.shape, 2) for word in words]
-    return [bf16_to_f32(b).astype(np.float64) if kind == "bf16" else b.view(np.float16).astype(np.float64) for b in bits]
+    return [
+        bf16_to_f32(b).astype(np.float64) if kind == "bf16" else b.view(np.float16).astype(np.float64) for b in bits
+    ]
 
 
 def _fragment_a(values: list[np.ndarray]) -> np.ndarray:
@@ -113,7 +115,9 @@ def mma(modifiers: tuple[str, ...], a, b, c, metadata=None, selector: int = 0) -
     shape = next(m for m in modifiers if m.startswith("m16n8k"))
     d_type, a_type, b_type, _c_type = modifiers[-4:]
     eight_bit = a_type in ("s8", "u8")
-    wanted = ("m16n8k64" if eight_bit else "m16n8k32") if metadata is not None else "m16n8k32" if eight_bit else "m16n8k16"
+    wanted = (
+        ("m16n8k64" if eight_bit else "m16n8k32") if metadata is not None else "m16n8k32" if eight_bit else "m16n8k16"
+    )
     if shape != wanted or d_type not in ("s32", "f32"):
         raise NotImplementedError(f"mma {'.'.join(modifiers)}")
     if eight_bit:
@@ -126,7 +130,10 @@ def mma(modifiers: tuple[str, ...], a, b, c, metadata=None, selector: int = 0) -
         dense = _expand(dense, _nibbles(metadata, eight_bit, selector))
     products = _accumulators(dense @ right)
     if d_type == "f32":
-        return [(p + before.view(np.float32)).astype(np.float32).view(np.uint32) for p, before in zip(products, c, strict=True)]
+        return [
+            (p + before.view(np.float32)).astype(np.float32).view(np.uint32)
+            for p, before in zip(products, c, strict=True)
+        ]
     sums = [p.astype(np.int64) + before.view(np.int32) for p, before in zip(products, c, strict=True)]
     if "satfinite" in modifiers:
         sums = [s.clip(-(2**31), 2**31 - 1) for s in sums]

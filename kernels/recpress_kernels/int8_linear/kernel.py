@@ -276,9 +276,9 @@ def gemm_kernel(
 def _column_sums(w_at, k_begin, k_end, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """``sum_k w[n, k]`` as int32 ``[BN]``: with it, q is multiplied as it is, and its zero point subtracted after.
 
-    ``sum (q - zero) w = sum q w - zero sum w``. It must be after: tensor cores saturate here, and ``sum q w`` stays
-    in an int32 on the way, as q is at most 127, while the subtraction may wrap and still end at the right value.
-    The sum is a product with 16 equal rows; a zero point of 0, as after a ReLU, does not come here.
+    ``sum (q - zero) w = sum q w - zero sum w``. Every sum on the way is of products within 127^2, as q and zero are
+    in 0..127, so that the tensor cores, which saturate, never do. The sum is a product with 16 equal rows; a zero
+    point of 0, as after a ReLU, does not come here.
     """
     rk = tl.arange(0, BLOCK_K)
     rows = tl.zeros([16, BLOCK_N], tl.int32)
