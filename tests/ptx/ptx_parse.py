@@ -66,15 +66,11 @@ def parse(text: str) -> Kernel:
     """The first kernel of a module."""
     text = re.sub(r"//[^\n]*", "", text)
     head, body = text[text.index(".entry") :].split("{", 1)
-    depth, end = 1, 0
-    for end, char in enumerate(body):  # noqa: B007: the position of the closing brace
-        depth += {"{": 1, "}": -1}.get(char, 0)
-        if depth == 0:
-            break
+    body = body[: _closing_brace(body)]
     registers: dict[str, str] = {}
     code: list[Instruction] = []
     labels: dict[str, int] = {}
-    for raw in _statements(body[:end]):
+    for raw in _statements(body):
         statement = raw.strip()
         while label := re.match(r"^(\$\w+):\s*", statement):
             labels[label[1]] = len(code)
@@ -87,6 +83,15 @@ def parse(text: str) -> Kernel:
             code.append(_instruction(statement))
     threads = int(re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head)[1])
     return Kernel(re.findall(r"\.param\s+\.\w(\d+)", head), registers, code, labels, threads)
+
+
+def _closing_brace(body: str) -> int:
+    depth = 1
+    for at, char in enumerate(body):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if depth == 0:
+            return at
+    raise SyntaxError("the kernel's body has no end")
 
 
 def _statements(body: str) -> list[str]:

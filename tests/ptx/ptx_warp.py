@@ -77,10 +77,10 @@ def _accumulators(product: np.ndarray) -> list[np.ndarray]:
     return [product[:, _G + 8 * (i // 2), 2 * _T + i % 2] for i in range(4)]
 
 
-def _expand(kept: np.ndarray, nibbles: np.ndarray, each_group: int = 4) -> np.ndarray:
-    """2:4 values ``[warps, 16, k / 2]`` and their groups' nibbles ``[warps, 16, k / 4]`` to dense ``[warps, 16, k]``."""
+def _expand(kept: np.ndarray, nibbles: np.ndarray) -> np.ndarray:
+    """2:4 values ``[warps, 16, k / 2]`` and one nibble a group of four ``[warps, 16, k / 4]`` to dense."""
     warps, rows, groups = nibbles.shape
-    dense = np.zeros((warps, rows, groups, each_group))
+    dense = np.zeros((warps, rows, groups, 4))
     first, second = nibbles & 3, nibbles >> 2 & 3
     if np.any(first >= second):
         raise AssertionError("ordered metadata must name two places of a group in rising order")

@@ -131,7 +131,8 @@ def cases() -> list[Case]:
     found.append(gemm(Config("gemm", 16, 128, 128, 4, 4, halves=2), targets=_SM8X))
     other = replace(large, halves=3 - halves(_device("sm_80"), large.block_m))
     found.append(gemm(other, targets=_SM8X, note=" avoided"))
-    found.append(gemm(launch.WGMMA_POINTER_TILES[0], targets=_DESCRIPTORS, note=" rows not aligned"))
+    found.append(gemm(launch.WGMMA_POINTER_TILES[0], targets=("sm_90",), note=" rows not aligned"))
+    found.append(gemm(launch.TCGEN_POINTER_TILES[0], targets=("sm_100",), note=" rows not aligned"))
     found.append(gemm(large, targets=_DESCRIPTORS, note=" avoided"))
     found.append(tma(launch.WGMMA_TILES[0], targets=("sm_90",), given=("zero_ptr",), note=" uint8"))
     found += [tma(tile, targets=("sm_90",)) for tile in launch.WGMMA_TILES if tile.route == "tma"]

@@ -66,6 +66,7 @@ WGMMA_TILES = (
 WGMMA_POINTER_TILES = (replace(MMA_TILES[0], block_k=128, num_stages=3), *MMA_TILES[1:])
 # With 4 warps the epilogue of 128 columns a thread spills 8 registers on sm_100.
 TCGEN_TILES = (replace(WGMMA_TILES[0], num_warps=8), *WGMMA_TILES[1:])
+TCGEN_POINTER_TILES = (replace(WGMMA_POINTER_TILES[0], num_warps=8), *WGMMA_POINTER_TILES[1:])
 # A fused block never has more rows than there are: a block of 1 takes 19 instructions an IMMA, one of 16 takes 99,
 # nearly all of them divisions.
 FUSED_TILES = (
@@ -106,9 +107,9 @@ def _tiles(device: Device, aligned: bool) -> tuple[Config, ...]:
     """Tensor descriptors pay on data-centre Hopper and Blackwell, whose tensor cores read shared memory."""
     if device.backend == "hip" or not 90 <= device.capability < 120:
         return MMA_TILES
-    if not aligned:
-        return WGMMA_POINTER_TILES
-    return WGMMA_TILES if device.capability < 100 else TCGEN_TILES
+    if device.capability < 100:
+        return WGMMA_TILES if aligned else WGMMA_POINTER_TILES
+    return TCGEN_TILES if aligned else TCGEN_POINTER_TILES
 
 
 def halves(device: Device, block_m: int) -> int:
