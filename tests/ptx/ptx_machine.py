@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from ptx_instructions import Instructions
-from ptx_memory import AsyncCopies, GlobalMemory, SharedMemory
+from ptx_memory import POISON, AsyncCopies, GlobalMemory, SharedMemory
 from ptx_parse import Address, Immediate, Instruction, Kernel, Register, Symbol
 from ptx_scalar import TYPES
 
@@ -138,7 +138,7 @@ class Machine(Instructions):
             return np.broadcast_to(bits.view(dtype), len(self.now))
         if isinstance(operand, Symbol):
             return self._special(operand.name).astype(dtype)
-        values = self.registers[operand.name]
+        values = self._register(operand.name)
         if not self.everyone:
             values = values[self.now]
         if dtype == np.bool_ or values.dtype == dtype:
@@ -152,12 +152,7 @@ class Machine(Instructions):
     def _write(self, operand, values: np.ndarray) -> None:
         if operand.name == "_":
             return
-        name = operand.name
-        if name not in self.registers:
-            prefix = name.rstrip("0123456789")
-            declared = self.kernel.registers.get(name) or self.kernel.registers[prefix]
-            self.registers[name] = np.zeros(self.size, declared)
-        register = self.registers[name]
+        register = self._register(operand.name)
         if values.dtype.kind == "f":
             values = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
         elif values.dtype.kind == "i" and register.dtype.itemsize < values.dtype.itemsize:
@@ -166,6 +161,14 @@ class Machine(Instructions):
             register[:] = values  # from a narrower signed type with its sign, as loads and conversions extend
         else:
             register[self.now] = values
+
+    def _register(self, name: str) -> np.ndarray:
+        """A register of all threads, which holds poison until it is written, as after a load that is masked off."""
+        if name not in self.registers:
+            dtype = self.kernel.registers.get(name) or self.kernel.registers[name.rstrip("0123456789")]
+            bits = np.full(self.size * np.dtype(dtype).itemsize, POISON, np.uint8)
+            self.registers[name] = np.zeros(self.size, bool) if dtype == "?" else bits.view(dtype)
+        return self.registers[name]
 
     def _special(self, name: str) -> np.ndarray:
         cta, tid = self.cta[self.now], self.tid[self.now]
@@ -185,7 +188,7 @@ class Machine(Instructions):
     def _address(self, operand: Address) -> np.ndarray:
         if isinstance(operand.base, str):
             return np.full(len(self.now), operand.offset, np.int64)
-        values = self.registers[operand.base.name][self.now].astype(np.int64)
+        values = self._register(operand.base.name)[self.now].astype(np.int64)
         return values + operand.offset
 
     def _warps(self, operand: Register, kind: str = "u32") -> np.ndarray:

@@ -5,6 +5,7 @@ giving a :class:`Config` of its own. Tiles were chosen by counting instructions 
 by reasoning on the size of the grid; no GPU has timed them yet.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -76,6 +77,7 @@ FUSED_TILES = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device, *, quantized: bool, aligned: bool) -> Config:
     """The configuration for ``[m, k] @ [n, k].T``, all at least 1.
 
