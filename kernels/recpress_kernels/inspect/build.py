@@ -12,6 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from recpress_kernels.errors import KernelInputError
+
 TARGETS: dict[str, GPUTarget] = {
     **{f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 86, 89, 90, 100, 120)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
@@ -53,6 +55,8 @@ class Build:
 
 def build(case: Case, target: str) -> Build:
     """Compile ``case`` for one of :data:`TARGETS`; about a second where triton's cache does not hold it."""
+    if target not in TARGETS:
+        raise KernelInputError(f"target {target!r} is not known; choose one of {', '.join(TARGETS)}")
     gpu = TARGETS[target]
     # Products and sums are never fused, so that float outputs have the same bits on every device; said here since
     # the default changes in triton 3.10.

@@ -7,10 +7,10 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from recpress_kernels.errors import KernelInputError
 from recpress_kernels.int8_linear import kernel
-from recpress_kernels.int8_linear.launch import Config, Device, choose, k_split
+from recpress_kernels.int8_linear.launch import ROW_BYTES, Config, Device, choose, k_split, supports
 
-_ROW_BYTES = 16  # rows of int8 operands that start at multiples of this are read in the widest loads
 _GROUP_M = 8
 
 
@@ -33,6 +33,9 @@ def int8_linear(
         x: ``[M, K]`` float or uint8, its last dimension contiguous.
         weight: int8 ``[N, K]``, its last dimension contiguous; rows may be padded, see :func:`pad_rows`.
         config: instead of what launch.py would choose.
+
+    Raises:
+        KernelInputError: the given configuration cannot run on these operands.
     """
     m, k = x.shape
     n = weight.shape[0]
@@ -41,7 +44,10 @@ def int8_linear(
         return y
     quantized = x.dtype == torch.uint8
     aligned = _aligned(weight) and (not quantized or _aligned(x))
-    config = config or choose(m, n, k, device_facts(x.device), quantized=quantized, aligned=aligned)
+    if config is None:
+        config = choose(m, n, k, device_facts(x.device), quantized=quantized, aligned=aligned)
+    elif not (support := supports(config, quantized=quantized, aligned=aligned)):
+        raise KernelInputError(f"int8_linear: {support.reason}")
     epilogue = (weight_scale, bias, out_scale, out_zero_point)
     if config.route == "fused":
         _fused(x, weight, x_scale, x_zero_point, epilogue, y, activation, config)
@@ -64,7 +70,7 @@ def pad_rows(weight: Tensor) -> Tensor:
     A load step: it lets an odd K be read in 16-byte loads and through tensor descriptors.
     """
     n, k = weight.shape
-    if k % _ROW_BYTES == 0:
+    if k % ROW_BYTES == 0:
         return weight.contiguous()
     padded = weight.new_zeros(n, _round_up(k))
     padded[:, :k] = weight
@@ -234,7 +240,7 @@ def _options(config: Config) -> dict[str, object]:
 
 
 def _aligned(rows: Tensor) -> bool:
-    return rows.data_ptr() % _ROW_BYTES == 0 and rows.stride(0) % _ROW_BYTES == 0
+    return rows.data_ptr() % ROW_BYTES == 0 and rows.stride(0) % ROW_BYTES == 0
 
 
 def _readable_columns(rows: Tensor) -> int:
@@ -244,4 +250,4 @@ def _readable_columns(rows: Tensor) -> int:
 
 
 def _round_up(k: int) -> int:
-    return -(-k // _ROW_BYTES) * _ROW_BYTES
+    return -(-k // ROW_BYTES) * ROW_BYTES

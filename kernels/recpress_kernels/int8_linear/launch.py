@@ -9,10 +9,13 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from recpress_kernels.support import Support
+
 SMALL_M = 16
 """Rows up to which every program quantises its activations itself."""
 
-_ALIGN = 16  # bytes: what tensor descriptors ask of the rows' starts, and the widest load
+ROW_BYTES = 16
+"""Rows of int8 operands that start at multiples of this are read in the widest loads and by tensor descriptors."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def choose(m: int, n: int, k: int, device: Device, *, quantized: bool, aligned: 
         return _split(
             _first_that_fills([fused(tile, m, device) for tile in FUSED_TILES], m, n, device), m, n, k, device
         )
-    tiles = _tiles(device, aligned)
+    tiles = _tiles(device, quantized, aligned)
     tile = _first_that_fills([t for t in tiles if t.block_m <= max(SMALL_M, _power_of_two(m))], m, n, device)
     if tile.route == "gemm":
         tile = _split(replace(tile, halves=halves(device, tile.block_m)), m, n, k, device)
@@ -105,13 +108,25 @@ def fused(tile: Config, m: int, device: Device) -> Config:
     return replace(tile, block_m=block_m, block_k=256 if block_m <= 8 else tile.block_k)
 
 
-def _tiles(device: Device, aligned: bool) -> tuple[Config, ...]:
+def supports(config: Config, *, quantized: bool, aligned: bool) -> Support:
+    """Whether a configuration can run on such operands, with the meaning of ``choose``."""
+    if config.route == "fused" and quantized:
+        return Support(False, "route fused quantises floats and x is uint8; take gemm or tma")
+    if config.route == "tma" and not aligned:
+        return Support(False, f"route tma needs rows at multiples of {ROW_BYTES} bytes; pad them, or take gemm")
+    if config.route == "tma" and (config.splits > 1 or config.halves > 1):
+        return Support(False, f"route tma takes neither splits nor halves, given {config}")
+    return Support(True, f"route {config.route}")
+
+
+def _tiles(device: Device, quantized: bool, aligned: bool) -> tuple[Config, ...]:
     """Tensor descriptors pay on data-centre Hopper and Blackwell, whose tensor cores read shared memory."""
     if device.backend == "hip" or not 90 <= device.capability < 120:
         return MMA_TILES
-    if device.capability < 100:
-        return WGMMA_TILES if aligned else WGMMA_POINTER_TILES
-    return TCGEN_TILES if aligned else TCGEN_POINTER_TILES
+    hopper = device.capability < 100
+    if supports(WGMMA_TILES[0], quantized=quantized, aligned=aligned):
+        return WGMMA_TILES if hopper else TCGEN_TILES
+    return WGMMA_POINTER_TILES if hopper else TCGEN_POINTER_TILES
 
 
 def halves(device: Device, block_m: int) -> int:

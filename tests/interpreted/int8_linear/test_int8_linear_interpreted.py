@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from int8_linear_oracle import AWKWARD_K, AWKWARD_M, AWKWARD_N, Operands, expected, operands, quantize
+from recpress_kernels.errors import KernelInputError
 from recpress_kernels.int8_linear import cuda
 from recpress_kernels.int8_linear.launch import Config
 
@@ -166,3 +167,9 @@ def test_the_choice_of_launch_runs():
 def test_no_rows():
     o = operands(0, 13, 7)
     assert run(o, FUSED).shape == (0, 7)
+
+
+@pytest.mark.parametrize(("config", "dtype", "reason"), [(FUSED, torch.uint8, "uint8"), (TMA, torch.float32, "pad")])
+def test_a_configuration_that_cannot_run_is_refused(config, dtype, reason):
+    with pytest.raises(KernelInputError, match=reason):
+        run(operands(3, 13, 7, dtype=dtype), config)

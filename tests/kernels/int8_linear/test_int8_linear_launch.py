@@ -1,9 +1,10 @@
 """The choice of kernel and tile, which is a pure function of the shape and the device."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
-from recpress_kernels.int8_linear.launch import Device, choose, k_split
+from recpress_kernels.int8_linear.launch import FUSED_TILES, WGMMA_TILES, Device, choose, k_split, supports
 
 A100 = Device("cuda", 80, 108, (3, 9))
 H100 = Device("cuda", 90, 132, (3, 9))
@@ -23,8 +24,8 @@ SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99, 0: 64}
 def test_every_choice_can_be_launched(device, quantized, aligned):
     for m, n, k in itertools.product(SIZES, SIZES, (*SIZES, 100_000)):
         config = choose(m, n, k, device, quantized=quantized, aligned=aligned)
-        assert config.route != "fused" or not quantized, "the fused kernel takes floats"
-        assert config.route != "tma" or (aligned and 90 <= device.capability < 120)
+        assert supports(config, quantized=quantized, aligned=aligned)
+        assert config.route != "tma" or 90 <= device.capability < 120
         assert config.route == "fused" or config.block_m >= 16
         assert config.block_n // config.halves >= 8 and config.block_k % 32 == 0
         operands = (config.block_m * (2 if config.route == "fused" else 1) + config.block_n) * config.block_k
@@ -64,3 +65,9 @@ def test_long_sums_of_few_outputs_are_split():
     assert choose(1, 64, 1024, A100, quantized=False, aligned=True).splits == 1
     assert choose(1, 8192, 16_384, A100, quantized=False, aligned=True).splits == 1
     assert choose(16, 64, 16_384, H100, quantized=True, aligned=False).splits > 1
+
+
+def test_what_cannot_run_says_why():
+    assert "uint8" in supports(FUSED_TILES[0], quantized=True, aligned=True).reason
+    assert "multiples of 16" in supports(WGMMA_TILES[0], quantized=False, aligned=False).reason
+    assert "splits" in supports(replace(WGMMA_TILES[0], splits=2), quantized=False, aligned=True).reason
