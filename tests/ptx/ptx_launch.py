@@ -12,6 +12,7 @@ from ptx_machine import Machine, Order
 from ptx_memory import GlobalMemory
 from ptx_parse import parse
 from recpress_kernels.inspect import Case, build
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -54,17 +55,21 @@ class Emulated:
         given = {**dict(zip(self.function.arg_names, arguments, strict=False)), **named}
         case = self._case(given, options)
         built = build(case, self.target)
+        kernel = parse(self.edit(built.asm["ptx"]))
         memory = GlobalMemory()
         places: dict[str, tuple[torch.Tensor, int]] = {}
-        parameters = []
+        parameters: list[int] = []
         for name in case.signature:
             value = given[name]
-            if isinstance(value, torch.Tensor):
-                base = memory.place(_storage(value), writable=name in self.writes)
-                places[name] = (value, base)
-                value = base + value.storage_offset() * value.element_size()
-            parameters.append(value)
-        kernel = parse(self.edit(built.asm["ptx"]))
+            tensor = value.base if isinstance(value, TensorDescriptor) else value
+            if isinstance(tensor, torch.Tensor):
+                base = memory.place(_storage(tensor), writable=name in self.writes)
+                places[name] = (tensor, base)
+                parameters.append(base + tensor.storage_offset() * tensor.element_size())
+            else:
+                parameters.append(value)
+            if isinstance(value, TensorDescriptor):
+                parameters += _descriptor(value, kernel.parameters[len(parameters) :])
         Machine(kernel, memory, parameters, grid, built.shared_bytes).run(self.order)
         for name in self.writes:
             if name in places:
@@ -79,6 +84,10 @@ class Emulated:
             if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
                 constexprs[name] = value
                 continue
+            if isinstance(value, TensorDescriptor):
+                rows, columns = value.block_shape
+                signature[name] = f"tensordesc<{_TYPES[value.base.dtype][1:]}[{rows},{columns}]>"
+                continue
             signature[name] = _TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
             at = value.storage_offset() * value.element_size() if isinstance(value, torch.Tensor) else value
             if at % 16 == 0:
@@ -92,6 +101,17 @@ class Emulated:
             num_warps=options.get("num_warps", 4),
             num_stages=options.get("num_stages", 3),
         )
+
+
+def _descriptor(value: TensorDescriptor, widths: list[str]) -> list[int]:
+    """What follows a descriptor's pointer where the target has none in hardware, so that triton loads by pointers.
+
+    Shape and strides, flags of one byte (as many as this triton has, all off), shape and strides again.
+    """
+    flags = 0
+    while widths[4 + flags] == "8":
+        flags += 1
+    return [*value.shape, *value.strides, *[0] * flags, *value.shape, *value.strides]
 
 
 def _storage(tensor: torch.Tensor) -> np.ndarray:

@@ -82,7 +82,7 @@ def _cuda(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None =
     _checked(x, weight, weight_scale, bias)
     with torch.cuda.device(x.device):
         y = cuda.int8_linear(
-            _rows(x), weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()
+            _rows(x), _rows(weight), weight_scale.contiguous(), None if bias is None else bias.contiguous()
         )
     return y.view(*x.shape[:-1], weight.shape[0])
 
