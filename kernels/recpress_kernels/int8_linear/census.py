@@ -13,7 +13,9 @@ _SM8X = ("sm_80", "sm_86", "sm_89")
 _CUDA = tuple(target for target, gpu in TARGETS.items() if gpu.backend == "cuda")
 _DESCRIPTORS = ("sm_90", "sm_100")
 _SCALARS = {"out_scale_ptr": "*fp32", "out_zero_ptr": "*i32", "x_scale_ptr": "*fp32", "x_zero_ptr": "*i32"}
-_SIZES = {name: "i32" for name in ("M", "N", "K", "K_SPLIT", "K_PADDED", "stride_xm", "stride_qm", "stride_wn")}
+_SIZES = {
+    name: "i32" for name in ("M", "N", "K", "K_READABLE", "K_SPLIT", "K_PADDED", "stride_xm", "stride_qm", "stride_wn")
+}
 _POINTERS = {"w_ptr": "*i8", "q_ptr": "*i8", "w_scale_ptr": "*fp32", "bias_ptr": "*fp32", "row_scale_ptr": "*fp32"}
 _TYPES = {**_SCALARS, **_SIZES, **_POINTERS, "zero_ptr": "*i32", "partial_ptr": "*i32"}
 _OPTIONAL = frozenset({*_SCALARS, "zero_ptr", "partial_ptr"})
@@ -27,10 +29,11 @@ def case(
     constexprs: Mapping[str, object],
     *,
     given: tuple[str, ...] = (),
+    odd: tuple[str, ...] = (),
     targets: tuple[str, ...] = tuple(TARGETS),
     note: str = "",
 ) -> Case:
-    """A case whose optional operands are absent unless ``given``, and whose sizes are multiples of 16."""
+    """A case whose optional operands are absent unless ``given``, and whose sizes but the ``odd`` divide by 16."""
     known = {**_TYPES, **types}
     if "partial_ptr" not in given:
         known.pop("row_scale_ptr" if function is kernel.fused_kernel else "", None)
@@ -42,7 +45,8 @@ def case(
             signature[argument] = known[argument]
         else:
             absent[argument] = None
-    aligned = frozenset(argument for argument, t in signature.items() if not t.startswith("tensordesc"))
+    descriptors = {argument for argument, t in signature.items() if t.startswith("tensordesc")}
+    aligned = frozenset(signature.keys() - descriptors - set(odd))
     return Case(
         kernel=name,
         function=function,
@@ -135,6 +139,7 @@ def cases() -> list[Case]:
     found.append(gemm(launch.TCGEN_POINTER_TILES[0], targets=("sm_100",), note=" rows not aligned"))
     found.append(gemm(large, targets=_DESCRIPTORS, note=" avoided"))
     found.append(tma(launch.WGMMA_TILES[0], targets=("sm_90",), given=("zero_ptr",), note=" uint8"))
+    found += _odd_cases()
     found += [tma(tile, targets=("sm_90",)) for tile in launch.WGMMA_TILES if tile.route == "tma"]
     found += [tma(tile, targets=("sm_100",)) for tile in launch.TCGEN_TILES if tile.route == "tma"]
     found += [quantize_rows(2, 1024, one_block=True), quantize_rows(1, 4096, one_block=False), reduce(4)]
@@ -148,6 +153,17 @@ def _fused_cases() -> Iterator[Case]:
     yield fused(launch.fused(narrow, 1, _device("gfx942")), targets=("gfx942",))
     static = launch.fused(middle, 16, _device("sm_80"))
     yield fused(static, given=("x_scale_ptr", "x_zero_ptr"), note=" static", targets=_CUDA)
+
+
+def _odd_cases() -> Iterator[Case]:
+    """An odd K: its weights as they are stored, and with rows that cuda.pad_rows padded."""
+    wide = replace(launch.MMA_TILES[1], halves=halves(_device("sm_80"), launch.MMA_TILES[1].block_m))
+    narrow = launch.fused(launch.FUSED_TILES[1], 8, _device("sm_80"))
+    stored = ("K", "K_READABLE", "stride_wn", "stride_xm")
+    padded = ("K", "stride_xm")
+    yield gemm(wide, targets=("sm_80",), odd=stored, tail=True, note=" K odd, rows not padded")
+    yield fused(narrow, targets=("sm_80",), odd=stored, note=" K odd, rows not padded")
+    yield fused(narrow, targets=("sm_80",), odd=padded, note=" K odd")
 
 
 def _device(target: str) -> Device:

@@ -58,7 +58,7 @@ def int8_linear(
     else:
         q, row_scale = quantize_rows(x, x_scale, x_zero_point)
         # q is followed by zeros up to a multiple of 16, so that what the weight's padding holds does not matter.
-        k = q.stride(0) if _readable_columns(weight) >= q.stride(0) else k
+        k = _readable(weight, k)
     run = _tma if config.route == "tma" else _gemm
     run(q, weight, k, row_scale, zero, epilogue, y, activation, config)
     return y
@@ -143,6 +143,7 @@ def _fused(x, weight, x_scale, x_zero_point, epilogue, y, activation, config) ->
         m,
         n,
         k,
+        _readable(weight, k),
         k_split(config, k),
         x.stride(0),
         weight.stride(0),
@@ -243,10 +244,11 @@ def _aligned(rows: Tensor) -> bool:
     return rows.data_ptr() % ROW_BYTES == 0 and rows.stride(0) % ROW_BYTES == 0
 
 
-def _readable_columns(rows: Tensor) -> int:
-    """How many bytes from a row's start may be read in every row."""
+def _readable(rows: Tensor, k: int) -> int:
+    """``k`` rounded up to whole 16 bytes where every row of storage reaches that far, else ``k``."""
     last = rows.storage_offset() + (rows.shape[0] - 1) * rows.stride(0)
-    return min(rows.stride(0), rows.untyped_storage().nbytes() - last)
+    reach = min(rows.stride(0), rows.untyped_storage().nbytes() - last)
+    return _round_up(k) if reach >= _round_up(k) else k
 
 
 def _round_up(k: int) -> int:

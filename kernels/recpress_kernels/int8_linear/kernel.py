@@ -47,6 +47,7 @@ def fused_kernel(
     M,
     N,
     K,
+    K_READABLE,  # columns of w that may be read: K, or a multiple of 16 beyond where rows of w are padded
     K_SPLIT,  # how much of K one program takes, a multiple of BLOCK_K
     stride_xm,
     stride_wn,
@@ -79,11 +80,12 @@ def fused_kernel(
     split = tl.program_id(2)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for k in range(split * K_SPLIT, tl.minimum(K, (split + 1) * K_SPLIT), BLOCK_K):
-        k_in = k + rk < K
-        x = tl.load(x_rows + (k + rk)[None, :], mask=m_in[:, None] & k_in[None, :], other=0.0).to(tl.float32)
+        x = tl.load(x_rows + (k + rk)[None, :], mask=m_in[:, None] & (k + rk < K)[None, :], other=0.0)
+        x = x.to(tl.float32)
         if x_scale_ptr is not None:
             poison += x - x
-        w = tl.load(w_cols + (k + rk)[:, None], mask=k_in[:, None], other=0)
+        # Past K, q is 0 and w may be anything; its mask then keeps the 16-byte loads that an odd K would break up.
+        w = tl.load(w_cols + (k + rk)[:, None], mask=(k + rk < K_READABLE)[:, None], other=0)
         acc = tl.dot(quantize(tl.where(clean, x, 0.0), scales, zeros), w, acc=acc, out_dtype=tl.int32)
 
     if partial_ptr is None:
