@@ -7,16 +7,21 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows.
 
-It needs torch and triton alone and can be used without the plugin.
+It needs torch and triton alone and can be used without the plugin. Where torch is not installed no op is
+registered, but the kernels and ``recpress_kernels.inspect`` can be used.
 """
 
-from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
+from importlib.util import find_spec
+
 from recpress_kernels.errors import IndexBoundsError, KernelInputError, RecpressError
-from recpress_kernels.formats.packed import pack, pack_stack, unpack
-from recpress_kernels.int8_linear.op import int8_linear
-from recpress_kernels.int8_linear.packed import int8_linear_packed
-from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
 from recpress_kernels.support import Support
+
+if find_spec("torch") is not None:
+    from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
+    from recpress_kernels.formats.packed import pack, pack_stack, unpack
+    from recpress_kernels.int8_linear.op import int8_linear
+    from recpress_kernels.int8_linear.packed import int8_linear_packed
+    from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
 
 __all__ = [
     "IndexBoundsError",

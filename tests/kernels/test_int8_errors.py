@@ -133,10 +133,3 @@ def test_the_path_that_runs_is_said(name):
     assert answer
     expected = "native kernels" if name != "torch" else ""
     assert expected in answer.reason
-
-
-def test_options_that_cuda_does_not_have_yet_are_refused():
-    """Asked on the meta device, since there may be no GPU: everything but the CPU takes the same branch."""
-    x, w, s = (t.to("meta") for t in (X, W, S))
-    assert supports(x, w, s)
-    assert "not yet on cuda" in supports(x, w, s, None, "relu").reason

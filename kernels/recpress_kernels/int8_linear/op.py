@@ -8,7 +8,6 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.int8 import sum_problem, weight_problem
 from recpress_kernels.formats.packed import ACTIVATIONS
 from recpress_kernels.int8_linear import cpu
-from recpress_kernels.int8_linear.launch import launch
 from recpress_kernels.library import LIBRARY
 from recpress_kernels.support import Support
 
@@ -50,7 +49,8 @@ def int8_linear(
 
     Raises:
         KernelInputError: an operand has another dtype, shape, device or value; on the CPU also where NaN would have
-            to be written as uint8.
+            to be written as uint8. A GPU, which is not waited for, writes 0 there, and takes the values of the pairs
+            as they are.
     """
     return torch.ops.recpress.int8_linear(
         x, weight, weight_scale, bias, activation, x_scale, x_zero_point, out_scale, out_zero_point
@@ -85,9 +85,7 @@ def supports(
     if problem:
         return Support(False, problem)
     if x.device.type != "cpu":
-        if activation != "none" or x_scale is not None or out_scale is not None:
-            return Support(False, "activations and calibrated scales are not yet on cuda; leave them away")
-        return Support(True, "Triton-language kernel")
+        return Support(True, "Triton-language kernels")
     return Support(True, cpu_path())
 
 
@@ -188,11 +186,14 @@ def _cuda(
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
 ) -> Tensor:
-    _checked(x, weight, weight_scale, bias, activation, x_scale, x_zero_point, out_scale, out_zero_point)
+    from recpress_kernels.int8_linear import cuda  # on first use: triton exists on Linux alone
+
+    pairs = (x_scale, x_zero_point, out_scale, out_zero_point)
+    _checked(x, weight, weight_scale, bias, activation, *pairs)
+    bias = None if bias is None else bias.contiguous()
     with torch.cuda.device(x.device):
-        y = launch(
-            rows_of(x), weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()
-        )
+        # rows_of keeps the padding that cuda.pad_rows gives to the weight's rows.
+        y = cuda.int8_linear(rows_of(x), rows_of(weight), weight_scale.contiguous(), bias, activation, *pairs)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -4,7 +4,6 @@ import torch
 from recpress_kernels import KernelInputError, int8_linear
 from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.int8_linear import cpu, reference
-from recpress_kernels.int8_linear.launch import choose_tile
 
 SHAPES = [(0, 3, 4), (1, 1, 1), (1, 7, 13), (3, 1, 479), (17, 33, 1041), (2, 5, 5000)]
 
@@ -131,7 +130,3 @@ def test_is_a_proper_op():
     x, weight, scale, b = operands(3, 5, 8)
     torch.library.opcheck(torch.ops.recpress.int8_linear.default, (x, weight, scale, b))
     torch.library.opcheck(torch.ops.recpress.int8_linear.default, (x.view(1, 3, 8), weight, scale))
-
-
-def test_tile_is_a_pure_function_of_the_batch():
-    assert [choose_tile(m).block_m for m in (1, 16, 17, 64, 65, 10**9)] == [16, 16, 32, 32, 64, 64]

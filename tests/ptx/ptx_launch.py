@@ -1,0 +1,121 @@
+"""Stands in for a kernel that triton would launch: compiles it for a target and executes its PTX.
+
+``Emulated(kernel)[grid](*tensors, **options)`` takes what a triton kernel takes, specialises as triton does (None
+and 1 become constants, multiples of 16 are told to the compiler), and writes into the tensors, which lie on a CPU.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from ptx_machine import Machine, Order
+from ptx_memory import GlobalMemory
+from ptx_parse import parse
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from recpress_kernels.inspect import Case, build
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+}
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+class Emulated:
+    """A kernel with triton's calling convention.
+
+    Args:
+        function: what @triton.jit made.
+        writes: names of the arguments that it may store to; a store to others fails.
+        edit: changes the PTX before it runs, for tests of the emulator itself.
+    """
+
+    def __init__(
+        self,
+        function: object,
+        writes: tuple[str, ...],
+        *,
+        target: str = "sm_80",
+        order: Order = "in step",
+        edit: Callable[[str], str] = lambda text: text,
+    ) -> None:
+        self.function, self.writes, self.target, self.order, self.edit = function, writes, target, order, edit
+        self.launches = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **named: self._launch((*grid, 1, 1)[:3], arguments, named)
+
+    def _launch(self, grid: tuple[int, int, int], arguments: tuple, named: dict) -> None:
+        self.launches += 1
+        options = {name: named.pop(name) for name in _OPTIONS if name in named}
+        given = {**dict(zip(self.function.arg_names, arguments, strict=False)), **named}
+        case = self._case(given, options)
+        built = build(case, self.target)
+        kernel = parse(self.edit(built.asm["ptx"]))
+        memory = GlobalMemory()
+        places: dict[str, tuple[torch.Tensor, int]] = {}
+        parameters: list[int] = []
+        for name in case.signature:
+            value = given[name]
+            tensor = value.base if isinstance(value, TensorDescriptor) else value
+            if isinstance(tensor, torch.Tensor):
+                base = memory.place(_storage(tensor), writable=name in self.writes)
+                places[name] = (tensor, base)
+                parameters.append(base + tensor.storage_offset() * tensor.element_size())
+            else:
+                parameters.append(value)
+            if isinstance(value, TensorDescriptor):
+                parameters += _descriptor(value, kernel.parameters[len(parameters) :])
+        Machine(kernel, memory, parameters, grid, built.shared_bytes).run(self.order)
+        for name in self.writes:
+            if name in places:
+                tensor, base = places[name]
+                _storage(tensor)[:] = memory.fetch(base)
+
+    def _case(self, given: dict, options: dict) -> Case:
+        constexprs, signature, aligned = {}, {}, set()
+        for parameter in self.function.params:
+            name = parameter.name
+            value = given[name]
+            if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+                constexprs[name] = value
+                continue
+            if isinstance(value, TensorDescriptor):
+                rows, columns = value.block_shape
+                signature[name] = f"tensordesc<{_TYPES[value.base.dtype][1:]}[{rows},{columns}]>"
+                continue
+            signature[name] = _TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            at = value.storage_offset() * value.element_size() if isinstance(value, torch.Tensor) else value
+            if at % 16 == 0:
+                aligned.add(name)
+        return Case(
+            kernel=self.function.__name__,
+            function=self.function,
+            signature=signature,
+            constexprs=constexprs,
+            aligned=frozenset(aligned),
+            num_warps=options.get("num_warps", 4),
+            num_stages=options.get("num_stages", 3),
+        )
+
+
+def _descriptor(value: TensorDescriptor, widths: list[str]) -> list[int]:
+    """What follows a descriptor's pointer where the target has none in hardware, so that triton loads by pointers.
+
+    Shape and strides, flags of one byte (as many as this triton has, all off), shape and strides again.
+    """
+    flags = 0
+    while widths[4 + flags] == "8":
+        flags += 1
+    return [*value.shape, *value.strides, *[0] * flags, *value.shape, *value.strides]
+
+
+def _storage(tensor: torch.Tensor) -> np.ndarray:
+    """All bytes behind a tensor, views' gaps included."""
+    storage = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).numpy()
