@@ -175,14 +175,15 @@ def _print_table(rows: list[dict]) -> None:
         print(f"{case:30} {batch:>6} " + " ".join(cells) + f"   {rival}")
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
+    """The command line; ``given`` in place of that of the process."""
     parser = argparse.ArgumentParser(prog="python -m recpress_kernels.bench.int8", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each stack and batch (default 1)")
     parser.add_argument("--cases", nargs="*", help="stacks by the start of their names: top, bottom, cross, ffn")
     parser.add_argument("--batches", nargs="*", type=int, help=f"default {BATCHES}")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a core that others use too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     result = run(seconds=arguments.seconds, cases=arguments.cases, batches=arguments.batches, clock=arguments.clock)
     if arguments.json:
         staged = arguments.json.with_name(arguments.json.name + ".part")

@@ -10,6 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.int8_linear import kernel
 from recpress_kernels.int8_linear.launch import ROW_BYTES, Config, Device, choose, k_split, supports
+from recpress_kernels.int8_linear.tuned import table_of
 
 _GROUP_M = 8
 
@@ -45,7 +46,7 @@ def int8_linear(
     quantized = x.dtype == torch.uint8
     aligned = _aligned(weight) and (not quantized or _aligned(x))
     if config is None:
-        config = choose(m, n, k, device_facts(x.device), quantized=quantized, aligned=aligned)
+        config = _choice(m, n, k, x.device, quantized, aligned)
     elif not (support := supports(config, quantized=quantized, aligned=aligned)):
         raise KernelInputError(f"int8_linear: {support.reason}")
     epilogue = (weight_scale, bias, out_scale, out_zero_point)
@@ -102,6 +103,13 @@ def quantize_rows(x: Tensor, x_scale: Tensor | None = None, x_zero_point: Tensor
         enable_fp_fusion=False,
     )
     return q[:, :k], row_scale
+
+
+@functools.lru_cache(maxsize=4096)
+def _choice(m: int, n: int, k: int, device: torch.device, quantized: bool, aligned: bool) -> Config:
+    """What was measured on this GPU for this shape, or else what launch.py chooses."""
+    measured = table_of(torch.cuda.get_device_name(device)).find(m, n, k, quantized=quantized, aligned=aligned)
+    return measured or choose(m, n, k, device_facts(device), quantized=quantized, aligned=aligned)
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -127,6 +129,31 @@ def serve(
             typer.echo("stopping")
             return
     raise ServerError(f"the server ended by itself with exit code {code}; its log above says why")
+
+
+class Benchmark(str, Enum):
+    """Benchmarks by name; each is a module of ``recpress_kernels.bench`` with options of its own."""
+
+    int8 = "int8"
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(context: typer.Context, name: Benchmark) -> None:
+    """Measure beside other libraries and print ratios: bench NAME [--json FILE]; bench NAME --help lists more."""
+    import_module(f"recpress_kernels.bench.{name.value}").main(context.args)
+
+
+@app.command()
+def tune(
+    shapes: Annotated[list[str], typer.Argument(metavar="M,N,K...", help="Batch, outputs and inputs of a layer.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the table goes; the package's own by default.")] = None,
+) -> None:
+    """Measure int8_linear's configurations on this machine's GPU, and keep the fastest for each shape."""
+    from recpress.cli.tune import tune_here
+
+    tune_here(shapes, folder)
 
 
 @app.command()

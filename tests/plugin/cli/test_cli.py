@@ -101,6 +101,8 @@ def test_the_verbs_lead_from_a_model_to_a_repository(project):
         (("load", "absent"), "cannot be read"),
         (("package", "absent", "repo", "--name", "x"), "cannot be read"),
         (("serve", "absent"), "no model repository at absent"),
+        (("tune", "64,512"), "shape '64,512' is not M,N,K"),
+        (("tune", "64,512,0"), "shape '64,512,0' is not M,N,K"),
     ],
 )
 def test_an_error_is_one_message_and_exit_code_1(project, call, arguments, message):
