@@ -5,7 +5,8 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
 * ``int8_mlp``: a stack of such layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
-* ``embedding_bag_rows``: pooled look-ups in tables of quantised rows.
+* ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
+  a table and row, in tables described once by ``RowTables``.
 
 It needs torch and triton alone and can be used without the plugin. Where torch is not installed no op is
 registered, but the kernels and ``recpress_kernels.inspect`` can be used.
@@ -18,6 +19,7 @@ from recpress_kernels.support import Support
 
 if find_spec("torch") is not None:
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
+    from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
@@ -27,12 +29,14 @@ __all__ = [
     "IndexBoundsError",
     "KernelInputError",
     "RecpressError",
+    "RowTables",
     "Support",
     "embedding_bag_rows",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",
     "int8_mlp_packed",
+    "look_up_rows",
     "pack",
     "pack_stack",
     "unpack",

@@ -11,10 +11,11 @@ from unittest import mock
 
 import pytest
 import torch
-from int8_cases import hard_rows, layer, rows, same_bits
+from int8_cases import guarded, hard_rows, layer, rows, same_bits
 
 import recpress_kernels as rk
 from recpress_kernels import native
+from recpress_kernels.formats.rows import quantize_rows_int8
 
 SOURCES = Path(native.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
@@ -28,7 +29,7 @@ def vnni(tmp_path_factory):
     target = tmp_path_factory.mktemp("vnni") / native.LIBRARY_NAME
     flags = ["-O1", "-std=c++17", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
     emulate = ["-DRECPRESS_SIMDE", "-DSIMDE_ENABLE_NATIVE_ALIASES"]
-    sources = [str(SOURCES / name) for name in ("vnni.cpp", "portable.cpp", "entry.cpp")]
+    sources = [str(SOURCES / name) for name in ("vnni.cpp", "portable.cpp", "entry.cpp", "entry_bags.cpp")]
     subprocess.run([compiler, *flags, *emulate, *sources, "-o", str(target)], check=True)
     library, reason = native.load(target)
     assert library, reason
@@ -37,6 +38,8 @@ def vnni(tmp_path_factory):
     with (
         mock.patch.object(native, "mlp", library.recpress_mlp),
         mock.patch.object(native, "linear", library.recpress_linear),
+        mock.patch.object(native, "bags", library.recpress_bags),
+        mock.patch.object(native, "rows", library.recpress_rows),
         mock.patch.object(native, "isa", code),
     ):
         yield library
@@ -88,6 +91,19 @@ def test_extreme_products(vnni):
         assert (y == 127 * w * 64).all()
 
 
+def test_tables_of_rows(vnni):
+    for dim in (1, 3, 7, 15, 16, 17, 64, 100, 128):
+        rows = [guarded(quantize_rows_int8(torch.randn(9, dim))) for _ in range(2)]
+        indices, offsets = torch.randint(0, 9, (20,)), torch.tensor([0, 4, 4, 5, 12, 20, 20])
+        for pooling, weights in (("sum", None), ("mean", None), ("sum", torch.rand(20))):
+            operands = (rows, indices, offsets, pooling, weights)
+            got, want = both(lambda operands=operands: rk.embedding_bag_rows(*operands))
+            assert same_bits(got, want), dim
+        tables = rk.RowTables(rows)
+        got, want = both(lambda t=tables: rk.look_up_rows(t, torch.arange(18).view(9, 2) % 9))
+        assert same_bits(got, want), dim
+
+
 def test_the_library_under_test_is_the_emulated_one(vnni):
-    assert native.mlp is vnni.recpress_mlp
+    assert native.mlp is vnni.recpress_mlp and native.bags is vnni.recpress_bags
     assert isinstance(vnni, ctypes.CDLL)

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.embedding_bag_rows import cpu, reference
-from recpress_kernels.errors import IndexBoundsError, KernelInputError
+from recpress_kernels.embedding_bag_rows.bounds import check_bags
+from recpress_kernels.embedding_bag_rows.tables import table_problem
+from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.rows import TAIL_BYTES
-from recpress_kernels.library import LIBRARY
+from recpress_kernels.library import LIBRARY, direct
 from recpress_kernels.support import Support
 
 POOLINGS = ("sum", "mean")
@@ -42,6 +44,8 @@ def embedding_bag_rows(
         KernelInputError: an operand has another dtype, shape, device or value.
         IndexBoundsError: an index outside its table, or offsets that describe no bags of these indices.
     """
+    if direct(indices) and all(type(table) is Tensor for table in tables):
+        return _cpu(tables, indices, offsets, pooling, per_sample_weights)
     return torch.ops.recpress.embedding_bag_rows(tables, indices, offsets, pooling, per_sample_weights)
 
 
@@ -49,79 +53,47 @@ def supports(
     tables: list[Tensor], indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None
 ) -> Support:
     """Whether the op takes operands of these dtypes, shapes and devices, and the path that runs them."""
+    if reason := problem(tables, indices, offsets, pooling, per_sample_weights):
+        return Support(False, reason)
+    return Support(True, cpu.path(tables) if indices.is_cpu else "plain-torch reference: no GPU kernel yet")
+
+
+def problem(
+    tables: list[Tensor], indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None
+) -> str | None:
+    """Why the op refuses operands of these dtypes, shapes and devices, or None."""
     if not tables:
-        return Support(False, "tables is empty; give at least one")
+        return "tables is empty; give at least one"
     for t, table in enumerate(tables):
-        if table.dtype != torch.uint8 or table.dim() != 2 or table.shape[1] <= TAIL_BYTES:
-            given = f"{table.dtype} of shape {tuple(table.shape)}"
-            return Support(False, f"table {t} is {given}; give uint8 [rows, dim + {TAIL_BYTES}]")
+        if reason := table_problem(t, table):
+            return reason
     if indices.dtype not in _INTEGERS or indices.dim() != 1:
         given = f"{indices.dtype} of shape {tuple(indices.shape)}"
-        return Support(False, f"indices is {given}; give int32 or int64 of one dimension")
+        return f"indices is {given}; give int32 or int64 of one dimension"
     if offsets.dtype != indices.dtype or offsets.dim() != 1:
         given = f"{offsets.dtype} of shape {tuple(offsets.shape)}"
-        return Support(False, f"offsets is {given}; give {indices.dtype} of one dimension, as indices")
+        return f"offsets is {given}; give {indices.dtype} of one dimension, as indices"
     if offsets.shape[0] < 1 or (offsets.shape[0] - 1) % len(tables):
-        return Support(
-            False, f"offsets has {offsets.shape[0]} entries; {len(tables)} tables times the batch, plus 1, are needed"
-        )
+        return f"offsets has {offsets.shape[0]} entries; {len(tables)} tables times the batch, plus 1, are needed"
     if pooling not in POOLINGS:
-        return Support(False, f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
+        return f"pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}"
     if per_sample_weights is not None:
         if pooling != "sum":
-            return Support(False, f"per_sample_weights with pooling {pooling!r}; they are defined for 'sum' alone")
+            return f"per_sample_weights with pooling {pooling!r}; they are defined for 'sum' alone"
         if per_sample_weights.dtype != torch.float32 or per_sample_weights.shape != indices.shape:
             given = f"{per_sample_weights.dtype} of shape {tuple(per_sample_weights.shape)}"
-            return Support(False, f"per_sample_weights is {given}; give float32 of the shape of indices")
+            return f"per_sample_weights is {given}; give float32 of the shape of indices"
     devices = {t.device for t in (*tables, indices, offsets, per_sample_weights) if t is not None}
     if len(devices) > 1:
-        named = ", ".join(sorted(str(d) for d in devices))
-        return Support(False, f"operands lie on {named}; move them to one device")
-    return Support(True, "torch look-ups" if indices.is_cpu else "plain-torch reference: no GPU kernel yet")
-
-
-def check_bags(tables: list[Tensor], indices: Tensor, offsets: Tensor) -> None:
-    """Check every index and offset against its bound, before memory is touched.
-
-    Raises:
-        IndexBoundsError: names the table, the position, the value and the bound.
-    """
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != indices.numel():
-        raise IndexBoundsError(
-            f"embedding_bag_rows: offsets run from {first} to {last}; they must run from 0 to the number of "
-            f"indices, {indices.numel()}"
-        )
-    steps = offsets.diff()
-    if steps.numel() and int(steps.min()) < 0:
-        at = int((steps < 0).nonzero()[0])
-        raise IndexBoundsError(
-            f"embedding_bag_rows: offsets go down after entry {at}, from {int(offsets[at])} to "
-            f"{int(offsets[at + 1])}; they must never go down"
-        )
-    batch = (offsets.numel() - 1) // len(tables)
-    if not batch or not indices.numel():
-        return
-    bounds = offsets[::batch].tolist()
-    for t, table in enumerate(tables):
-        mine = indices[bounds[t] : bounds[t + 1]]
-        if not mine.numel():
-            continue
-        low, high = (int(end) for end in torch.aminmax(mine))
-        if low < 0 or high >= table.shape[0]:
-            at = int(((mine < 0) | (mine >= table.shape[0])).nonzero()[0])
-            raise IndexBoundsError(
-                f"embedding_bag_rows: index {int(mine[at])} at position {bounds[t] + at} is outside table {t}; "
-                f"allowed are 0 to {table.shape[0] - 1}"
-            )
+        return f"operands lie on {', '.join(sorted(str(d) for d in devices))}; move them to one device"
+    return None
 
 
 def _checked(
     tables: list[Tensor], indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None
 ) -> None:
-    support = supports(tables, indices, offsets, pooling, per_sample_weights)
-    if not support:
-        raise KernelInputError(f"embedding_bag_rows: {support.reason}")
+    if reason := problem(tables, indices, offsets, pooling, per_sample_weights):
+        raise KernelInputError(f"embedding_bag_rows: {reason}")
 
 
 @torch.library.impl(LIBRARY, "embedding_bag_rows", "CPU")
@@ -133,7 +105,6 @@ def _cpu(
     per_sample_weights: Tensor | None = None,
 ) -> Tensor:
     _checked(tables, indices, offsets, pooling, per_sample_weights)
-    check_bags(tables, indices, offsets)
     return cpu.embedding_bag_rows(tables, indices, offsets, pooling, per_sample_weights)
 
 

@@ -2,15 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
-from torch.compiler import is_compiling
 
 from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.packed import PackedLayer, unpack, widths
 from recpress_kernels.int8_linear import cpu
 from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, out_dtype, pair_problem, rows_of
-from recpress_kernels.library import LIBRARY
+from recpress_kernels.library import LIBRARY, direct
 
 _OP = "int8_linear_packed"
 _FLOAT_CODES = {dtype: native.DTYPES[dtype] for dtype in FLOATS}
@@ -64,14 +62,6 @@ def check_packed(op: str, x: Tensor, packed: Tensor, out_features: int, *, quant
         raise KernelInputError(f"{op}: packed is {given}; give the uint8 buffer that pack() made, contiguous")
     if out_features < 1:
         raise KernelInputError(f"{op}: out_features is {out_features}; give the N of the last packed layer")
-
-
-def direct(x: Tensor) -> bool:
-    """Whether a packed op may call its kernel itself, past the dispatcher: a plain CPU tensor, nothing traced.
-
-    The torch dispatcher takes 4 to 7 us for an op written in Python, as much as a small layer at batch 1.
-    """
-    return type(x) is Tensor and x.is_cpu and not (is_compiling() or _len_torch_dispatch_stack() or x.requires_grad)
 
 
 def dynamic(op: str, x: Tensor, packed: Tensor, out_features: int, most: int) -> Tensor:

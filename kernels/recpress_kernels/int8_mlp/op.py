@@ -9,8 +9,8 @@ from torch import Tensor
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.packed import MAX_LAYERS
 from recpress_kernels.int8_linear.op import FLOATS, int8_linear, supports
-from recpress_kernels.int8_linear.packed import check_packed, direct, dynamic
-from recpress_kernels.library import LIBRARY
+from recpress_kernels.int8_linear.packed import check_packed, dynamic
+from recpress_kernels.library import LIBRARY, direct
 
 LIBRARY.define(
     "int8_mlp(Tensor x, Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, str[] activations) -> Tensor"

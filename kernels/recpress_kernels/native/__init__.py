@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 3
+_ABI = 4
 
 STACK = -10
 FEATURES = (-4, -5)
@@ -33,6 +33,8 @@ _ERRORS = {
     -7: "x is quantised already and holds a value above 127; allowed are 0 to 127",
     -8: "the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some row; "
     "leave out_scale away to get NaN in that row, or find where x came from",
+    -11: "offsets do not describe bags of these indices",
+    -12: "an index is outside its table",
     -10: "packed holds a stack of several layers; give it to int8_mlp_packed",
     -9: "this instruction set is not built in or not on this CPU",
 }
@@ -85,6 +87,15 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         ctypes.c_int32,
     ]
     library.recpress_linear.argtypes = [ctypes.POINTER(LinearArguments)]
+    pointer, int64, int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    library.recpress_bags.argtypes = [
+        *(pointer, int64, pointer, int64, int32),
+        *(pointer, int64, pointer, int32, pointer, int32),
+    ]
+    library.recpress_rows.argtypes = [
+        *(pointer, int64, pointer, int64, int64, int64, int32),
+        *(pointer, int64, int64, pointer, int32),
+    ]
     return library, ""
 
 
@@ -92,6 +103,10 @@ _library, _reason = load(Path(__file__).with_name(LIBRARY_NAME))
 mlp = _library.recpress_mlp if _library else None
 """``recpress_mlp`` of entry.cpp; None where the library is missing."""
 linear = _library.recpress_linear if _library else None
+bags = _library.recpress_bags if _library else None
+"""``recpress_bags`` of entry_bags.cpp."""
+rows = _library.recpress_rows if _library else None
+"""``recpress_rows`` of entry_bags.cpp."""
 isa = 0
 """The code of the instruction set that calls ask for; 0 is the best of this CPU."""
 

@@ -23,6 +23,8 @@ enum Status : int32_t {
     kNanToInteger = -8,   // a NaN would have to be written as an integer
     kUnknownIsa = -9,     // the instruction set asked for is not built in or not on this CPU
     kStack = -10,         // several layers where one is expected
+    kOffsets = -11,       // offsets do not begin with 0, go down, or do not end with the number of indices
+    kIndex = -12,         // an index outside its table
 };
 
 enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
@@ -88,6 +90,39 @@ struct Call {
 Status run_portable(const Call& call);
 Status run_avx2(const Call& call);
 Status run_vnni(const Call& call);
+
+// Tables of int8 rows; formats/rows.py writes them, embedding_bag_rows/tables.py this structure.
+
+constexpr int kTail = 4;  // bytes behind the codes of a row: its scale and its bias, float16
+
+struct Table {
+    const uint8_t* rows;  // uint8 [count, dim + kTail], row i at i * stride
+    int64_t count, stride, dim;
+    int64_t column;  // of the indices, for single look-ups
+};
+
+struct Bags {
+    const Table* tables;
+    int64_t table_count, batch;
+    const void* indices;  // int32, or int64 where `wide`; so are the offsets
+    bool wide, mean;
+    float* out;  // [batch, front_width + sum of dims], contiguous
+    // Bags: indices [index_count], offsets [table_count * batch + 1], weights [index_count] or null.
+    const void* offsets;
+    int64_t index_count;
+    const float* weights;
+    // Single look-ups, where `offsets` is null: index (b, column) at b * row_stride + column * column_stride.
+    int64_t row_stride, column_stride;
+    const float* front;  // [batch, front_width] at front_stride, copied before the look-ups, or null
+    int64_t front_width, front_stride;
+};
+
+Status bags_portable(const Bags& call);
+Status bags_avx2(const Bags& call);
+Status bags_vnni(const Bags& call);
+
+// The instruction set to run: kAuto resolved, or -1 where the one asked for is not built in or not on this CPU.
+int32_t resolve(int32_t isa);
 
 // At least `bytes` of this thread's scratch memory, 64-byte aligned, or null. Valid until the thread's next call.
 void* scratch(size_t bytes);

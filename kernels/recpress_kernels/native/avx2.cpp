@@ -1,6 +1,8 @@
 // x86-64 with AVX2 and F16C; compiled with those flags and run only where the CPU has them.
 #include "simd_avx2.h"
 // After the lanes.
+#include "bags.h"
 #include "run.h"
 
 recpress::Status recpress::run_avx2(const Call& call) { return run(call); }
+recpress::Status recpress::bags_avx2(const Bags& call) { return bags(call); }

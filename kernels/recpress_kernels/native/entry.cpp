@@ -37,8 +37,8 @@ Isa best() {
 }
 
 Status dispatch(int32_t isa, const Call& call) {
-    if (isa == kAuto) isa = best();
-    else if (!has(Isa(isa))) return kUnknownIsa;
+    isa = resolve(isa);
+    if (isa < 0) return kUnknownIsa;
 #if defined(RP_X86) || defined(RECPRESS_SIMDE)
     if (isa == kAvx512Vnni) return run_vnni(call);
 #endif
@@ -100,6 +100,8 @@ Status read_layers(const uint8_t* buffer, int64_t bytes, Layer* layers, int32_t*
 
 }  // namespace
 
+int32_t resolve(int32_t isa) { return isa == kAuto ? best() : has(Isa(isa)) ? isa : -1; }
+
 void* scratch(size_t bytes) {
     Scratch& s = thread_scratch;
     if (s.bytes < bytes) {
@@ -129,7 +131,7 @@ void pack_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padd
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 3; }
+RP_EXPORT int32_t recpress_abi() { return 4; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }

@@ -1,6 +1,8 @@
 // Any CPU.
 #include "simd_portable.h"
 // After the lanes.
+#include "bags.h"
 #include "run.h"
 
 recpress::Status recpress::run_portable(const Call& call) { return run(call); }
+recpress::Status recpress::bags_portable(const Bags& call) { return bags(call); }

@@ -79,6 +79,30 @@ inline void store_half(uint16_t* p, F a) {
 }
 #define RP_HALF_IN_LANES 1
 
+// W codes of a table as floats, and n < W of them with zeros behind: 4 bytes more than the codes may be read.
+inline F load_codes(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
+inline F load_codes(const uint8_t* p, int64_t n) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    __m128i codes = n < 4 ? _mm_cvtsi32_si128(four) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes))};
+}
+// The first n < W lanes.
+inline void store(float* p, F a, int64_t n) {
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(n)), lanes), a.v);
+}
+inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    __m128 floats = _mm_cvtph_ps(_mm_cvtsi32_si128(pair));
+    *scale = {_mm256_broadcastss_ps(floats)};
+    *bias = {_mm256_broadcastss_ps(_mm_movehdup_ps(floats))};
+}
+#define RP_CODES_IN_LANES 1
+
 inline Bytes load_bytes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Bytes broadcast4(const uint8_t* p) {
     int32_t four;

@@ -17,6 +17,12 @@ static inline __m512 _mm512_cvtepi32_ps(__m512i a) {
         _mm256_storeu_ps(out + i, _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
     return _mm512_loadu_ps(out);
 }
+static inline __m512i _mm512_cvtepu8_epi32(__m128i a) {
+    int32_t out[16];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_cvtepu8_epi32(a));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
+    return _mm512_loadu_si512(out);
+}
 static inline __m512i _mm512_cvtps_epi32(__m512 a) {
     float in[16];
     int32_t out[16];
@@ -87,6 +93,11 @@ inline void store_clamped(uint8_t* p, const I (&a)[C]) {
         __m512i in = _mm512_max_epi32(_mm512_min_epi32(a[c].v, _mm512_set1_epi32(127)), _mm512_setzero_si512());
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c * W), _mm512_cvtsepi32_epi8(in));
     }
+}
+
+// W codes of a table as floats.
+inline F load_codes(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 
 inline Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }

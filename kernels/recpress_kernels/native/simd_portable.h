@@ -65,6 +65,14 @@ inline void store_clamped(uint8_t* p, const I (&a)[C]) {
         for (int i = 0; i < W; i++) p[c * W + i] = uint8_t(a[c].v[i] < 0 ? 0 : a[c].v[i] > 127 ? 127 : a[c].v[i]);
 }
 
+// W codes of a table as floats.
+inline F load_codes(const uint8_t* p) {
+    typedef uint8_t Codes __attribute__((vector_size(4)));
+    Codes codes;
+    std::memcpy(&codes, p, 4);
+    return {__builtin_convertvector(codes, Float4)};
+}
+
 inline Bytes load_bytes(const int8_t* p) { Bytes b; std::memcpy(&b.v, p, 16); return b; }
 inline Bytes broadcast4(const uint8_t* p) {
     int32_t four;

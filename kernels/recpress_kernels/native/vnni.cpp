@@ -2,6 +2,8 @@
 // Checked under SIMDe's emulation (tests/kernels/test_native_vnni.py); not run on hardware.
 #include "simd_avx512.h"
 // After the lanes.
+#include "bags.h"
 #include "run.h"
 
 recpress::Status recpress::run_vnni(const Call& call) { return run(call); }
+recpress::Status recpress::bags_vnni(const Bags& call) { return bags(call); }

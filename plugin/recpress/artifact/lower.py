@@ -1,4 +1,4 @@
-"""Rewrite a loaded graph for the CPU at hand: stacks of int8 layers, packed, in one call each.
+"""Rewrite a loaded graph for the CPU at hand: stacks of int8 layers, packed, and look-ups, in one call each.
 
 The artifact holds canonical weights and one op a layer. Here each chain of ``int8_linear`` and activations becomes
 one call on a buffer that the native kernels read; it computes the same bits. Graph nodes that do nothing go too:
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from recpress.artifact.lower_tables import lower_tables
 from recpress_kernels import int8_mlp_packed, native, pack_stack
 
 _OPS = torch.ops.aten
@@ -26,7 +27,7 @@ class _Stack:
 
 
 def lower(module: GraphModule) -> str:
-    """Rewrite ``module`` in place for the CPU; a sentence on what runs its int8 layers now.
+    """Rewrite ``module`` in place for the CPU; a sentence on what runs its int8 layers and look-ups now.
 
     Without native kernels the graph is left as it is.
     """
@@ -44,12 +45,13 @@ def lower(module: GraphModule) -> str:
             stacks.append(stack)
     for i, stack in enumerate(stacks):
         _replace(module, stack, f"packed_{i}")
+    look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    _forget_unused(module)
     left = len(linears) - len(taken)
     rest = f", {left} one at a time" if left else ""
-    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}"
+    looked = f"; {look_ups} look-ups in {calls}" if look_ups else ""
+    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{looked}"
 
 
 def _drop_identities(module: GraphModule) -> None:
@@ -103,13 +105,5 @@ def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
         packed = module.graph.get_attr(name)
         out_features = operands[0][-1].shape[0]
         call = module.graph.call_function(int8_mlp_packed, (stack.layers[0][0].args[0], packed, out_features))
+    call.meta = dict(stack.end.meta)
     stack.end.replace_all_uses_with(call)
-
-
-def _forget_unused(module: GraphModule) -> None:
-    """Let go of the tensors that the graph no longer reads, so that their pages need not stay in memory."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in list(module.named_buffers()):
-        if name not in used:
-            owner, _, attribute = name.rpartition(".")
-            delattr(module.get_submodule(owner), attribute)

@@ -1,0 +1,275 @@
+"""embedding_bag_rows and look_up_rows: every path gives the bits of the reference, and touches nothing beyond a row."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from int8_cases import PATHS, guarded, path
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import recpress_kernels as rk
+from recpress_kernels import native
+from recpress_kernels.embedding_bag_rows import reference
+from recpress_kernels.embedding_bag_rows.op import check_bags, supports
+from recpress_kernels.formats.rows import quantize_rows_int8
+
+DIMS = [1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 64, 100, 128, 200]
+
+
+def same_bits(a, b):
+    """Equal in shape, dtype and every bit, the sign of zero too; NaN equals NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a.view(torch.int32) == b.view(torch.int32)) | (a.isnan() & b.isnan())).all())
+
+
+def table(rows, dim, seed=0):
+    g = torch.Generator().manual_seed(seed + 1000 * rows + dim)
+    return quantize_rows_int8(torch.randn(rows, dim, generator=g) * 10 ** torch.linspace(-6, 3, rows)[:, None])
+
+
+def bags(tables, batch, longest, dtype=torch.int64, seed=0):
+    """indices, offsets and weights of bags of 0 to ``longest`` indices; the last bag of each table is empty."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, longest + 1, (len(tables), batch), generator=g)
+    lengths[:, -1:] = 0
+    indices = [torch.randint(0, len(t), (int(n),), generator=g) for t, n in zip(tables, lengths.sum(1), strict=True)]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)])
+    indices = torch.cat(indices)
+    return indices.to(dtype), offsets.to(dtype), torch.randn(indices.numel(), generator=g)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("batch", [0, 1, 2, 33])
+def test_bags_have_the_bits_of_the_reference(name, dtype, batch):
+    tables = [table(rows, dim) for rows, dim in zip([1, 5, 300] * 5, DIMS, strict=True)]
+    for longest in (1, 3, 40):
+        indices, offsets, weights = bags(tables, batch, longest, dtype, seed=longest)
+        for pooling, given in (("sum", None), ("mean", None), ("sum", weights)):
+            want = reference.embedding_bag_rows(tables, indices, offsets, pooling, given)
+            assert want.shape == (batch, sum(DIMS))
+            with path(name):
+                assert same_bits(rk.embedding_bag_rows(tables, indices, offsets, pooling, given), want), longest
+                op = torch.ops.recpress.embedding_bag_rows(tables, indices, offsets, pooling, given)
+            assert same_bits(op, want)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_every_scale_and_bias(name):
+    """All 65536 halves: subnormal, infinite, NaN, both zeros; as scale and as bias, on codes 0, 1 and 255."""
+    halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8).view(-1, 2)
+    codes = torch.tensor([[0, 1, 255] * 6]).expand(1 << 16, 18).to(torch.uint8)
+    other = torch.tensor([-1.5], dtype=torch.float16).view(torch.uint8).expand(1 << 16, 2)
+    zero = torch.zeros(1 << 16, 2, dtype=torch.uint8)
+    indices = torch.arange(1 << 16)
+    for tail in ((halves, other), (other, halves), (halves, zero), (halves, halves.flip(0))):
+        rows = torch.cat([codes, *tail], dim=1)
+        want = reference.embedding_bag_rows([rows], indices, torch.arange(len(rows) + 1))
+        with path(name):
+            assert same_bits(rk.embedding_bag_rows([rows], indices, torch.arange(len(rows) + 1)), want)
+            assert same_bits(rk.look_up_rows(rk.RowTables([rows]), indices), want)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_nothing_beyond_the_last_row_is_touched(name, dim):
+    rows = guarded(table(3, dim))
+    indices, offsets = guarded(torch.tensor([2, 0, 2, 2, 1])), guarded(torch.tensor([0, 1, 1, 5]))
+    weights = guarded(torch.randn(5))
+    with path(name):
+        for pooling, given in (("sum", None), ("mean", None), ("sum", weights)):
+            want = reference.embedding_bag_rows([rows], indices, offsets, pooling, given)
+            assert same_bits(rk.embedding_bag_rows([rows], indices, offsets, pooling, given), want)
+        got = rk.look_up_rows(rk.RowTables([rows]), indices[:, None], guarded(torch.ones(5, 3)))
+        assert same_bits(got[:, 3:], reference.embedding_bag_rows([rows], indices, torch.arange(6)))
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("name", native.isas())
+def test_nothing_beyond_the_output_is_written(name, dim):
+    """The kernel, called with an output that ends at a page without access."""
+    tables = rk.RowTables([table(3, dim), table(4, dim)])
+    indices, offsets = torch.tensor([0, 2, 2, 1]), torch.tensor([0, 1, 2, 4, 4])
+    out = guarded(torch.full((2, 2 * dim), torch.nan))
+    address, isa = out.data_ptr(), native.ISAS.index(name)
+    assert not native.bags(tables.address, 2, indices.data_ptr(), 4, 1, offsets.data_ptr(), 2, None, 0, address, isa)
+    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), indices, offsets))
+    assert not native.rows(tables.address, 2, indices.data_ptr(), 2, 2, 1, 1, None, 0, 0, address, isa)
+    by_table = indices.view(2, 2).t().reshape(-1)
+    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), by_table, torch.arange(5)))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_tables_operands_and_offsets_of_other_strides(name):
+    wide = table(9, 20)
+    shifted = torch.cat([torch.zeros(9, 3, dtype=torch.uint8), wide, torch.ones(9, 2, dtype=torch.uint8)], dim=1)
+    tables = [wide, shifted[:, 3:-2], wide.t().contiguous().t(), wide[::2], wide[2:3].expand(4, -1)]
+    indices = torch.tensor([[8, 0, 8, 4, 3], [1, 2, 3, 0, 1]]).t().reshape(-1)
+    apart = torch.stack([indices, indices], dim=1)[:, 0]
+    offsets = torch.stack([torch.arange(11)] * 2, dim=1)[:, 1]
+    weights = torch.rand(20)[::2]
+    want = reference.embedding_bag_rows(tables, indices, offsets, "sum", weights)
+    with path(name):
+        assert same_bits(rk.embedding_bag_rows(tables, apart, offsets, "sum", weights), want)
+        reason = supports(tables, apart, offsets, "sum", weights).reason
+        assert "torch look-ups" in reason and ("not built" in reason or name == "torch" or "table 2" in reason)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("batch", [0, 1, 5, 64])
+def test_look_ups_have_the_bits_of_bags_of_one(name, dtype, batch):
+    columns = [2, 0, 3, 3]
+    rows = [table(30, 7), table(5, 64), table(9, 100), table(2, 1)]
+    g = torch.Generator().manual_seed(batch)
+    indices = torch.stack([torch.randint(0, n, (batch,), generator=g) for n in (5, 50, 30, 2)], dim=1).to(dtype)
+    front = torch.randn(batch, 5)
+    flat = torch.cat([indices[:, c] for c in columns])
+    want = reference.embedding_bag_rows(rows, flat, torch.arange(flat.numel() + 1))
+    tables = rk.RowTables(rows, columns)
+    assert len(tables) == 4 and tables.dims == [7, 64, 100, 1]
+    with path(name):
+        for given in (indices, indices.t().contiguous().t(), torch.cat([indices, indices], dim=1)):
+            assert same_bits(rk.look_up_rows(tables, given), want)
+            for before in (front, front.t().contiguous().t(), torch.randn(batch, 0)):
+                assert same_bits(rk.look_up_rows(tables, given, before), torch.cat([before, want], dim=1))
+        one = rk.look_up_rows(rk.RowTables(rows[1:2]), indices[:, 0])
+        assert same_bits(one, want[:, 7:71])
+
+
+def message(call):
+    with pytest.raises(rk.IndexBoundsError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "indices, offsets",
+    [
+        ([0, 1, 2, 3], [1, 2, 3, 4, 4]),
+        ([0, 1, 2, 3], [0, 2, 3, 4, 5]),
+        ([0, 1, 2, 3], [0, 2, 3, 3, 3]),
+        ([0, 1, 2, 3], [0, 3, 2, 4, 4]),
+        ([0, 1, 2, 3], [0, -1, 2, 4, 4]),
+        ([0, 1, 2, 3], [0, 2, 9, 4, 4]),
+        ([0, 1, 2, 4], [0, 1, 2, 4, 4]),
+        ([-1, 1, 2, 3], [0, 1, 2, 4, 4]),
+        ([0, 5, 2, 3], [0, 1, 2, 4, 4]),
+        ([0, 4, 2, -(2**31)], [0, 1, 2, 4, 4]),
+        ([0, 4, 2**31 - 1, 3], [0, 1, 2, 4, 4]),
+        ([], [0, 0, 0, 0, 1]),
+        ([], [1]),
+    ],
+)
+def test_every_refusal_has_the_words_of_check_bags(name, dtype, indices, offsets):
+    tables = [table(5, 3), table(4, 20)]
+    indices, offsets = torch.tensor(indices, dtype=dtype), torch.tensor(offsets, dtype=dtype)
+    want = message(lambda: check_bags(tables, indices, offsets))
+    with path(name):
+        assert message(lambda: rk.embedding_bag_rows(tables, indices, offsets)) == want
+        assert message(lambda: torch.ops.recpress.embedding_bag_rows(tables, indices, offsets)) == want
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("value", [-1, 4, 2**40, -(2**62)])
+def test_a_look_up_out_of_range_is_named(name, value):
+    tables = rk.RowTables([table(5, 3), table(4, 20)], [2, 0])
+    indices = torch.tensor([[0, 77, 4], [3, 77, 0], [value, 77, 0]])
+    with path(name):
+        told = message(lambda: rk.look_up_rows(tables, indices))
+    assert told == f"look_up_rows: index {value} at row 2, column 0 is outside table 1; allowed are 0 to 3"
+
+
+@pytest.mark.parametrize("name", native.isas())
+def test_nothing_is_written_before_all_is_checked(name):
+    tables = rk.RowTables([table(5, 3)])
+    indices, offsets, out = torch.tensor([0, 1, 5]), torch.tensor([0, 1, 2, 3]), torch.zeros(3, 3)
+    isa, address = native.ISAS.index(name), out.data_ptr()
+    assert native.bags(tables.address, 1, indices.data_ptr(), 3, 1, offsets.data_ptr(), 3, None, 0, address, isa) == -12
+    assert native.rows(tables.address, 1, indices.data_ptr(), 3, 1, 1, 1, None, 0, 0, address, isa) == -12
+    assert not out.any()
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "indices, front, text",
+    [
+        (torch.zeros(2, 3), None, "indices is torch.float32"),
+        (torch.zeros(2, 1).long(), None, "C >= 2"),
+        (torch.zeros(2).long(), None, "C >= 2"),
+        (torch.zeros(2, 2).long(), torch.zeros(3, 4), r"front is torch.float32 of shape \(3, 4\)"),
+        (torch.zeros(2, 2).long(), torch.zeros(2, 4).double(), "front is torch.float64"),
+        (torch.zeros(2, 2).long(), torch.zeros(2), "front is"),
+    ],
+)
+def test_look_ups_refuse(name, indices, front, text):
+    with path(name), pytest.raises(rk.KernelInputError, match=text):
+        rk.look_up_rows(rk.RowTables([table(5, 3), table(4, 20)]), indices, front)
+
+
+@pytest.mark.parametrize(
+    "tables, columns, text",
+    [
+        ([], None, "0 tables"),
+        ([table(2, 3)], [0, 1], "1 tables and columns"),
+        ([table(2, 3)], [-1], "from 0"),
+        ([torch.zeros(2, 3)], None, "table 0 is torch.float32"),
+    ],
+)
+def test_row_tables_refuse(tables, columns, text):
+    with pytest.raises(rk.KernelInputError, match=text):
+        rk.RowTables(tables, columns)
+
+
+def test_row_tables_keep_what_they_describe_and_copies_describe_their_own():
+    given = [table(50, 16), table(60, 8)]
+    tables = rk.RowTables(given, [1, 0])
+    indices = torch.tensor([[59, 49], [0, 3]])
+    want = rk.look_up_rows(tables, indices)
+    twin = copy.deepcopy(tables)
+    again = pickle.loads(pickle.dumps(tables))
+    assert len({tables.address, twin.address, again.address}) == 3
+    assert twin.tables[0].data_ptr() != tables.tables[0].data_ptr()
+    given.clear()
+    litter = [torch.full((50, 20), 7, dtype=torch.uint8) for _ in range(50)]
+    assert same_bits(rk.look_up_rows(tables, indices), want) and litter
+    del tables
+    litter += [torch.full((50, 20), 7, dtype=torch.uint8) for _ in range(50)]
+    assert same_bits(rk.look_up_rows(twin, indices), want) and same_bits(rk.look_up_rows(again, indices), want)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_autograd_and_tracing_go_round_the_short_way(name):
+    tables = rk.RowTables([table(5, 3)])
+    front = torch.ones(2, 4, requires_grad=True)
+    indices = torch.tensor([[1], [2]])
+    with path(name):
+        rk.look_up_rows(tables, indices, front).sum().backward()
+        assert torch.equal(front.grad, torch.ones(2, 4))
+        rows, offsets = list(tables.tables), torch.arange(3)
+        traced = make_fx(lambda i: rk.embedding_bag_rows(rows, i, offsets))(indices[:, 0])
+        assert torch.ops.recpress.embedding_bag_rows.default in {n.target for n in traced.graph.nodes}
+        looked = make_fx(lambda i: rk.look_up_rows(tables, i))(indices)
+        assert torch.ops.recpress.embedding_bag_rows.default in {n.target for n in looked.graph.nodes}
+        assert same_bits(looked(indices.flip(0)), rk.look_up_rows(tables, indices.flip(0)))
+
+
+@pytest.mark.parametrize("name", native.isas())
+def test_many_threads_at_once(name):
+    tables = [table(1000, dim) for dim in (16, 7, 64)]
+    indices, offsets, weights = bags(tables, 50, 9)
+    want = reference.embedding_bag_rows(tables, indices, offsets, "sum", weights)
+    with path(name), ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(rk.embedding_bag_rows, tables, indices, offsets, "sum", weights) for _ in range(200)]
+        assert all(same_bits(job.result(), want) for job in jobs)
+
+
+def test_supports_says_which_path_runs():
+    operands = ([table(5, 3)], torch.tensor([0]), torch.tensor([0, 1]), "sum", None)
+    assert supports(*operands).reason == native.status().reason
+    assert not supports(*operands[:3], "max", None)

@@ -1,0 +1,193 @@
+"""Lowering a graph for the CPU: the bits stay, the calls go, and what is no look-up of this form stays as it is."""
+
+import pytest
+import torch
+from support.small import small_inputs
+from torch import nn
+
+import recpress
+from recpress.artifact.lower import lower
+from recpress.artifact.lower_tables import lower_tables
+from recpress.errors import IndexBoundsError
+from recpress.layers import Int8Embedding, Int8EmbeddingBag
+from recpress_kernels import RowTables, embedding_bag_rows, look_up_rows
+from recpress_kernels.formats.rows import quantize_rows_int8
+
+OP = torch.ops.recpress.embedding_bag_rows.default
+ROWS = (40, 7, 30, 11)
+
+
+def embeddings(*dims):
+    torch.manual_seed(1)
+    return nn.ModuleList(Int8Embedding.from_embedding(nn.Embedding(n, d)) for n, d in zip(ROWS, dims, strict=False))
+
+
+def ids(batch, dtype=torch.int64):
+    g = torch.Generator().manual_seed(batch)
+    return torch.stack([torch.randint(0, n, (batch,), generator=g) for n in ROWS], dim=1).to(dtype)
+
+
+class Net(nn.Module):
+    """A graph around tables: ``form(tables, x, sparse)``."""
+
+    def __init__(self, form, *dims):
+        super().__init__()
+        self.tables, self.form = embeddings(*dims), form
+
+    def forward(self, x, sparse):
+        return self.form(self.tables, x, sparse)
+
+
+def exported(net, dtype=torch.int64):
+    batch = torch.export.Dim("batch", min=1)
+    shapes = ({0: batch}, {0: batch})
+    return torch.export.export(net.eval(), (torch.randn(6, 8), ids(6, dtype)), dynamic_shapes=shapes)
+
+
+def each(tables, sparse):
+    return [table(sparse[:, i]) for i, table in enumerate(tables)]
+
+
+def calls(module, target):
+    return sum(node.target is target for node in module.graph.nodes)
+
+
+def check(net, made, left=0, dtype=torch.int64):
+    """``net`` lowered to ``made`` calls and ``left`` ops: the bits of the graph as it was, contiguous where it was."""
+    program = exported(net, dtype)
+    before, after = program.module(), program.module()
+    lower(after)
+    assert (calls(after, look_up_rows), calls(after, OP)) == (made, left), after.code
+    after.graph.lint()
+    for batch in (1, 2, 64):
+        x = torch.randn(batch, 8)
+        want, got = before(x, ids(batch, dtype)), after(x, ids(batch, dtype))
+        for a, b in zip(torch.utils._pytree.tree_leaves(want), torch.utils._pytree.tree_leaves(got), strict=True):
+            assert torch.equal(a, b) and a.is_contiguous() == b.is_contiguous() and a.dtype == b.dtype
+    return after
+
+
+JOINS = {
+    "stack behind a tensor": lambda t, x, s: torch.stack([x, *each(t, s)], dim=1),
+    "stack": lambda t, x, s: torch.stack(each(t, s), dim=1),
+    "cat behind a tensor": lambda t, x, s: torch.cat([x, *each(t, s)], dim=1),
+    "cat": lambda t, x, s: torch.cat(each(t, s), dim=1) * x[:, :1],
+    "behind another look-up": lambda t, x, s: torch.cat([t[0](s[:, 3] % 40), *[t[1](s[:, 1]), t[2](s[:, -2])]], 1),
+}
+
+
+@pytest.mark.parametrize("form", JOINS.values(), ids=JOINS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_look_ups_that_are_joined_become_one_call_that_joins(form, dtype):
+    # What no column holds, as in the last form, is a call of its own, in front of the others' tensor.
+    apart = form is JOINS["behind another look-up"]
+    after = check(Net(form, 8, 8, 8, 8), 1 + apart, dtype=dtype)
+    gone = ("stack.default", "cat.default", "arange.default", "split_with_sizes.default")
+    assert not [node for node in after.graph.nodes if str(node.target).removeprefix("aten.") in gone]
+    assert calls(after, torch.ops.aten.select.int) == apart
+
+
+SPLITS = {
+    "between tensors": lambda t, x, s: torch.cat([x, *each(t, s), x], dim=1),
+    "two before": lambda t, x, s: torch.cat([x, x, *each(t, s)], dim=1),
+    "out of order": lambda t, x, s: torch.cat(each(t, s)[::-1], dim=1),
+    "along the batch": lambda t, x, s: torch.cat(each(t, s), dim=0),
+    "stacked along the last": lambda t, x, s: torch.stack(each(t, s), dim=2),
+    "used twice": lambda t, x, s: (torch.stack(rows := each(t, s), dim=1), rows[1] * x),
+    "one joined twice": lambda t, x, s: torch.cat([(rows := each(t, s))[0], *rows], dim=1),
+    "sum and difference": lambda t, x, s: (rows := each(t, s))[0] + rows[1] - rows[2] * rows[3],
+    "given out": lambda t, x, s: each(t, s),
+    "viewed flat": lambda t, x, s: [row.view(-1) for row in each(t, s)],
+    "with a double in front": lambda t, x, s: torch.cat([x.double(), *each(t, s)], dim=1),
+}
+
+
+@pytest.mark.parametrize("form", SPLITS.values(), ids=SPLITS)
+def test_other_look_ups_in_columns_of_one_input_become_one_call(form):
+    check(Net(form, 8, 8, 8, 8), 1)
+
+
+def test_tables_of_other_widths():
+    after = check(Net(JOINS["cat behind a tensor"], 1, 7, 16, 3), 1)
+    assert calls(after, torch.ops.aten.cat.default) == 0
+    check(Net(SPLITS["given out"], 1, 7, 16, 3), 1)
+
+
+def test_look_ups_of_no_column_become_a_call_each():
+    whole = Net(lambda t, x, s: (t[0](s[:, 0]), t[1](s % 7), t[2](s[:, 2:3])), 8, 8, 8)
+    check(whole, 3)
+    check(Net(lambda t, x, s: t[0](s.unbind(1)[0]) + x, 8), 1)
+
+
+class Bags(nn.Module):
+    """Pooled bags, and bags of one index that are weighted, by another dtype or by offsets that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.bag = Int8EmbeddingBag.from_embedding_bag(nn.EmbeddingBag(50, 8, mode="mean"))
+        self.register_buffer("rows", quantize_rows_int8(torch.randn(50, 8)))
+
+    def forward(self, x, sparse):
+        flat = sparse[:, 0].reshape(-1)
+        offsets = torch.arange(flat.shape[0] + 1)
+        weighted = embedding_bag_rows([self.rows], flat, offsets, "sum", x[:, 0].reshape(-1))
+        shifted = embedding_bag_rows([self.rows], flat, torch.cumsum(torch.ones_like(offsets), 0) - 1)
+        twice = embedding_bag_rows([self.rows, self.rows], torch.cat([flat, flat]), torch.arange(2 * flat.shape[0] + 1))
+        halves = embedding_bag_rows([self.rows], torch.cat([flat, flat]), 2 * offsets)
+        return self.bag(sparse), weighted, shifted, twice, halves
+
+
+def test_bags_of_any_other_form_stay_as_they_are():
+    check(Bags(), 0, left=5)
+
+
+def test_float_tables_stay_as_they_are():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept = nn.Embedding(40, 8)
+            self.int8 = embeddings(8, 8)[1]
+
+        def forward(self, x, sparse):
+            return torch.cat([x, self.kept(sparse[:, 0]), self.int8(sparse[:, 1])], dim=1)
+
+    after = check(Mixed(), 1)
+    assert calls(after, torch.ops.aten.embedding.default) == 1
+
+
+def test_a_graph_that_writes_in_place_stays_as_it_is():
+    def form(tables, x, sparse):
+        first = tables[0](sparse[:, 0])
+        own = sparse.clone()
+        own[:, 1] = 0
+        return torch.cat([first, tables[1](own[:, 1])], dim=1)
+
+    check(Net(form, 8, 8), 0, left=2)
+
+
+def test_a_graph_without_traced_shapes_stays_as_it_is():
+    module = exported(Net(JOINS["stack"], 8, 8)).module()
+    for node in module.graph.nodes:
+        node.meta.pop("val", None)
+    assert lower_tables(module) == (0, 0) and calls(module, OP) == 2
+
+
+def test_an_index_out_of_range_is_named_by_its_column():
+    after = check(Net(JOINS["stack behind a tensor"], 8, 8, 8, 8), 1)
+    bad = ids(5)
+    bad[3, 2] = 30
+    with pytest.raises(IndexBoundsError, match="index 30 at row 3, column 2 is outside table 2; allowed are 0 to 29"):
+        after(torch.randn(5, 8), bad)
+
+
+def test_a_loaded_model_holds_what_it_reads_and_says_what_runs(artifact, compressed):
+    model = recpress.load(artifact)
+    assert "; 2 look-ups in 1" in model.kernels
+    assert calls(model.module, look_up_rows) == 1 and calls(model.module, OP) == 1
+    assert [type(v) for v in vars(model.module).values() if isinstance(v, RowTables)] == [RowTables]
+    assert not [name for name, _ in model.module.named_buffers() if name.startswith("tables")]
+    assert not model.module._forward_pre_hooks and not model.module._forward_hooks
+    dense, sparse = small_inputs(9, seed=4)
+    want = compressed.model(dense, sparse)
+    torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["logit"], want, rtol=0, atol=1e-5)
