@@ -120,7 +120,7 @@ def test_tables_operands_and_offsets_of_other_strides(name):
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("batch", [0, 1, 5, 64])
+@pytest.mark.parametrize("batch", [0, 1, 5, 64, 513, 1100])
 def test_look_ups_have_the_bits_of_bags_of_one(name, dtype, batch):
     columns = [2, 0, 3, 3]
     rows = [table(30, 7), table(5, 64), table(9, 100), table(2, 1)]

@@ -37,11 +37,11 @@ inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
 }
 #endif
 
+// As many lines for each row of a table, so that no branch depends on where in a line the row begins.
 inline void prefetch(const Table& table, int64_t index) {
-    auto row = reinterpret_cast<uintptr_t>(table.rows) + uintptr_t(index * table.stride);
-    uintptr_t end = row + uintptr_t(table.dim + recpress::kTail);
-    for (uintptr_t line = row / 64 * 64; line < end; line += 64)
-        __builtin_prefetch(reinterpret_cast<const void*>(line));
+    const uint8_t* row = table.rows + index * table.stride;
+    for (int64_t at = 0; at < table.dim; at += 64) __builtin_prefetch(row + at);
+    __builtin_prefetch(row + table.dim + recpress::kTail - 1);
 }
 
 // One bag of one table.
@@ -157,9 +157,11 @@ recpress::Status run_bags(const Bags& call) {
     return recpress::kOk;
 }
 
-// Single look-ups: kBlock rows of the batch in one table after the other, which keeps fewer pages in use than all
-// tables for one row after the other (0.78 of the time at batch 1024, 26 tables), and the block's indices in cache.
+// Single look-ups: a block of rows of the batch in one table after the other. Up to kSmall rows, a block is one row,
+// whose look-ups are all asked for at once: 0.65 to 0.75 of the time of larger blocks at 16 to 256 rows, 26 tables.
+// Beyond, larger blocks keep fewer pages in use: 0.75 to 0.9 at 4096 rows of 16 or 64 numbers, and 1.1 of 128.
 
+constexpr int64_t kSmall = 512;
 constexpr int64_t kBlock = 512;
 
 template <class Index>
@@ -216,8 +218,9 @@ recpress::Status run_rows(const Bags& call) {
         width += call.tables[t].dim;
     }
     if (bad) return recpress::kIndex;
-    for (int64_t row = 0; row < call.batch; row += kBlock) {
-        int64_t rows = call.batch - row < kBlock ? call.batch - row : kBlock;
+    int64_t block = call.batch > kSmall ? kBlock : 1;
+    for (int64_t row = 0; row < call.batch; row += block) {
+        int64_t rows = call.batch - row < block ? call.batch - row : block;
         run_block<Index>(call, row, rows, width, call.out + row * width);
     }
     return recpress::kOk;
