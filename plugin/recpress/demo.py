@@ -49,7 +49,7 @@ class Result:
     atol: float
 
 
-def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
+def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) -> Result:
     """Run the demo and leave artifact, repository, ``result.json`` and ``report.html`` in ``output``.
 
     Raises:
@@ -70,7 +70,7 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0) -> Result:
     _prepare(output)
     console = Console()
     with _one_thread(), _progress(console) as step:
-        data, model = _train(step, seed)
+        data, model = _train(step, seed, epochs)
         step("compressing and evaluating")
         compressed = compress(model, "int8", evaluate=lambda m: quality(m, data.test))
         step("exporting, loading back and comparing")
@@ -165,7 +165,7 @@ class _Step:
         self._progress.update(self._task, total=total, completed=done, note=note)
 
 
-def _train(step: _Step, seed: int):
+def _train(step: _Step, seed: int, epochs: int):
     from recpress.data import movielens
     from recpress.zoo.dlrm import DLRM
     from recpress.zoo.train import train
@@ -176,7 +176,7 @@ def _train(step: _Step, seed: int):
     step("training a DLRM")
     torch.manual_seed(seed)
     model = DLRM(num_dense=len(data.dense_names), table_rows=data.table_rows, dim=DIM, bottom=BOTTOM, top=TOP)
-    train(model, data.train, data.valid, seed=seed, on_epoch=lambda *args: step.advance(*args))
+    train(model, data.train, data.valid, seed=seed, epochs=epochs, on_epoch=lambda *args: step.advance(*args))
     return data, model
 
 

@@ -172,8 +172,9 @@ def demo(
     ),
     requests: Annotated[int, typer.Option(help="Requests to send to the server.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes of training at most; it stops early.", min=1)] = 12,
 ) -> None:
     """Train a DLRM on MovieLens-100K, compress it, serve it from the real server, and report."""
     from recpress.demo import run
 
-    run(output, requests=requests, seed=seed)
+    run(output, requests=requests, seed=seed, epochs=epochs)
