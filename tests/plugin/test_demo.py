@@ -69,7 +69,18 @@ def test_demo_from_data_to_report(data, tmp_path):
 def test_an_interrupt_leaves_nothing_running(data, tmp_path, step):
     # Whatever the demo is at, found by what it has written so far.
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "recpress.cli", "demo", "--output", str(output), "--requests", "100000", "--epochs", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "recpress.cli",
+        "demo",
+        "--output",
+        str(output),
+        "--requests",
+        "100000",
+        "--epochs",
+        "1",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 150
