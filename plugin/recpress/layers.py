@@ -61,10 +61,11 @@ class Int8Embedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """int32 or int64 of any shape to ``[*shape, dim]``, each look-up as a bag of one."""
-        flat = indices.reshape(-1)
+        # A reshape and a view that do nothing would be nodes of every exported graph.
+        flat = indices if indices.dim() == 1 else indices.reshape(-1)
         offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
         out = embedding_bag_rows([self.rows], flat, offsets)
-        return _as(out.view(*indices.shape, self.embedding_dim), self.dtype)
+        return _as(out if indices.dim() == 1 else out.view(*indices.shape, self.embedding_dim), self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"

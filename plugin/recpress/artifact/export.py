@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 from recpress.artifact import golden
 from recpress.artifact.bounds import table_bounds
 from recpress.artifact.load import CONSTANT, load
+from recpress.artifact.lower import drop_identities
 from recpress.artifact.manifest import (
     DTYPES,
     GOLDEN,
@@ -145,6 +146,8 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             f"torch.export cannot follow {type(model).__name__} with a batch that varies:\n{text}\nMake its forward "
             "free of Python that depends on values or on the batch's size, and give its arguments in order"
         ) from error
+    # A loaded graph costs its nodes: half of a DLRM's are slices that take everything.
+    drop_identities(program.graph_module)
     for name, constant in program.constants.items():
         if not isinstance(constant, Tensor):
             raise ExportError(f"the model holds {name!r}, a {type(constant).__name__}; constants must be tensors")

@@ -35,7 +35,7 @@ def lower(module: GraphModule) -> str:
     status = native.status()
     if not status.ok:
         return f"{len(linears)} int8 layers through torch's float32 matmul, slower: {status.reason}"
-    _drop_identities(module)
+    drop_identities(module)
     stacks = []
     taken: set[Node] = set()
     for node in linears:
@@ -50,13 +50,15 @@ def lower(module: GraphModule) -> str:
     module.recompile()
     left = len(linears) - len(taken)
     rest = f", {left} one at a time" if left else ""
-    looked = f"; {look_ups} look-ups in {calls}" if look_ups else ""
+    looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
     return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{looked}"
 
 
-def _drop_identities(module: GraphModule) -> None:
-    """Remove dropout that is off and slices that take everything."""
+def drop_identities(module: GraphModule) -> None:
+    """Remove dropout that is off and slices that take everything, but for those that are an output."""
     for node in module.graph.nodes:
+        if any(user.op == "output" for user in node.users):
+            continue
         off = node.target is _OPS.dropout.default and len(node.args) > 2 and node.args[2] is False
         whole = node.target is _OPS.slice.Tensor and node.args[2:] in ((), (0, _INT64_MAX), (None, None))
         if off or whole:
