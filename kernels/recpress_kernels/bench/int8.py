@@ -6,7 +6,6 @@ faster. Peers that are not installed, or refuse, are printed with their reason a
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 import recpress_kernels as rk
 from recpress_kernels import native
-from recpress_kernels.bench import peers
+from recpress_kernels.bench import peers, save
 from recpress_kernels.formats.int8 import quantize_per_channel
 
 STACKS = {
@@ -186,10 +185,7 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     result = run(seconds=arguments.seconds, cases=arguments.cases, batches=arguments.batches, clock=arguments.clock)
     if arguments.json:
-        staged = arguments.json.with_name(arguments.json.name + ".part")
-        staged.write_text(json.dumps(result, indent=1) + "\n")
-        json.loads(staged.read_text())
-        staged.replace(arguments.json)
+        save(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ reason and left out.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import recpress_kernels as rk
+from recpress_kernels.bench import save
 from recpress_kernels.bench.int8 import CLOCKS, MIN_ROUNDS, machine
 from recpress_kernels.formats.rows import quantize_rows_int8
 
@@ -197,10 +197,7 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     result = run(seconds=arguments.seconds, dims=arguments.dims, batches=arguments.batches, clock=arguments.clock)
     if arguments.json:
-        staged = arguments.json.with_name(arguments.json.name + ".part")
-        staged.write_text(json.dumps(result, indent=1) + "\n")
-        json.loads(staged.read_text())
-        staged.replace(arguments.json)
+        save(result, arguments.json)
 
 
 if __name__ == "__main__":
