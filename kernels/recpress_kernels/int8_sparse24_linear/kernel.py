@@ -13,6 +13,7 @@ from triton.experimental.gluon import language as gl
 from recpress_kernels.sparse24_linear.blocks import (
     accumulator_layout,
     activate,
+    clamp_round,
     lane_words_layout,
     products_s8,
     x_layout,
@@ -29,6 +30,8 @@ def gemm_kernel(
     zero_ptr,  # int32 scalar, or None
     w_scale_ptr,  # [N] float32
     bias_ptr,  # [N] float32, or None
+    out_scale_ptr,  # float32 scalar, or None: y stays float
+    out_zero_ptr,  # int32 scalar, or None
     y_ptr,  # [M, N] contiguous
     M,
     N,
@@ -71,7 +74,7 @@ def gemm_kernel(
     n_in, m_in = n < N, m < M
     if zero_ptr is not None:
         acc -= (gl.load(zero_ptr) * gl.load(sums_ptr + n, mask=n_in, other=0))[:, None]
-        scale = gl.load(row_scale_ptr + m * 0)
+        scale = gl.load(row_scale_ptr + m * 0)  # a scalar, as the zero point is
     else:
         scale = gl.load(row_scale_ptr + m, mask=m_in, other=0.0)
     w_scale = gl.load(w_scale_ptr + n, mask=n_in, other=0.0)
@@ -79,6 +82,10 @@ def gemm_kernel(
     if bias_ptr is not None:
         y += gl.load(bias_ptr + n, mask=n_in, other=0.0)[:, None]
     y = activate(y, ACTIVATION)
+    if out_scale_ptr is not None:
+        out_zero = gl.load(out_zero_ptr).to(gl.float32)
+        y = gl.div_rn(y, gl.full_like(y, 1.0) * gl.load(out_scale_ptr))
+        y = clamp_round(y, -out_zero, 127.0 - out_zero).to(gl.float32) + out_zero
     at = y_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
     gl.store(at, y.to(y_ptr.dtype.element_ty), mask=n_in[:, None] & m_in[None, :])
 

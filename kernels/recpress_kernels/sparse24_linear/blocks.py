@@ -9,12 +9,14 @@ from triton.experimental.gluon import language as gl
 
 from recpress_kernels.int8_linear import blocks as dense
 
+# The dense kernels' own functions, compiled as Gluon: they are elementwise and name no layout.
 activate = gluon.jit(dense.activate.fn)
+clamp_round = gluon.jit(dense.clamp_round.fn)
 
 
 @gluon.constexpr_function
 def products(kind, selector, outputs, inputs):
-    """All products of a warp: its tiles of W, one after another, with its tiles of x.
+    """All products of a warp on ``kind`` s8, f16 or bf16: its tiles of W, one after another, with its tiles of x.
 
     Registers come a tile after another, four each; the accumulator's with the tiles of x varying first.
     """
