@@ -59,7 +59,7 @@ def gemm_kernel(
 
     ACC: gl.constexpr = accumulator_layout(WARPS)
     acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.int32, ACC)
-    for step in range(0, steps, UNROLL):
+    for _step in range(0, steps, UNROLL):
         for _ in gl.static_range(UNROLL):
             w = gl.load(w_at + values)
             s = gl.load(s_at + metadata)
