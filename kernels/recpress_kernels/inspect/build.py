@@ -11,6 +11,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from recpress_kernels.errors import KernelInputError
 
@@ -25,7 +26,7 @@ class Case:
     """One kernel with everything that fixes its machine code, but for the target."""
 
     kernel: str  # the name in the report
-    function: object  # what @triton.jit made
+    function: object  # what @triton.jit or @gluon.jit made
     signature: Mapping[str, str]  # argument: triton's type, constexprs left out
     constexprs: Mapping[str, object]
     aligned: frozenset[str] = frozenset()  # arguments that are multiples of 16, or pointers to such addresses
@@ -38,7 +39,8 @@ class Case:
         names = list(self.function.arg_names)
         signature = {name: self.signature.get(name, "constexpr") for name in names}
         attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in self.aligned}
-        return ASTSource(self.function, signature, constexprs=dict(self.constexprs), attrs=attrs)
+        source = GluonASTSource if isinstance(self.function, GluonJITFunction) else ASTSource
+        return source(self.function, signature, constexprs=dict(self.constexprs), attrs=attrs)
 
 
 @dataclass(frozen=True)

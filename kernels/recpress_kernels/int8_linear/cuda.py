@@ -80,8 +80,13 @@ def pad_rows(weight: Tensor) -> Tensor:
 
 def quantize_rows(x: Tensor, x_scale: Tensor | None = None, x_zero_point: Tensor | None = None):
     """``(q - zero) int8 [M, K]`` and ``scale float32 [M]`` of float ``x``; rows of q are padded with zeros to 16."""
+    q, row_scale = quantize_padded(x, x_scale, x_zero_point, _round_up(x.shape[1]))
+    return q[:, : x.shape[1]], row_scale
+
+
+def quantize_padded(x: Tensor, x_scale: Tensor | None, x_zero_point: Tensor | None, padded: int):
+    """``(q - zero) int8 [M, padded]``, zeros from K on, and ``scale float32 [M]`` of float ``x``."""
     m, k = x.shape
-    padded = _round_up(k)
     q = torch.empty(m, padded, dtype=torch.int8, device=x.device)
     row_scale = torch.empty(m, dtype=torch.float32, device=x.device)
     block_k = min(4096, triton.next_power_of_2(padded))
@@ -102,7 +107,7 @@ def quantize_rows(x: Tensor, x_scale: Tensor | None = None, x_zero_point: Tensor
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return q[:, :k], row_scale
+    return q, row_scale
 
 
 @functools.lru_cache(maxsize=4096)

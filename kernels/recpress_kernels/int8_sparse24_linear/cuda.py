@@ -1,0 +1,105 @@
+"""int8_sparse24_linear on a GPU: allocate, launch what launch.py chose. Everything stays on the stream; nothing waits."""
+
+import torch
+from torch import Tensor
+
+from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
+from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
+from recpress_kernels.int8_sparse24_linear import kernel
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+
+
+def int8_sparse24_linear(
+    x: Tensor,
+    weight: FragmentWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    x_scale: Tensor | None = None,
+    x_zero_point: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    *,
+    config: Config | None = None,
+) -> Tensor:
+    """The op on checked operands: ``[M, N]`` in the dtype of x, float32 for uint8, or uint8 with ``out_scale``.
+
+    Args:
+        x: ``[M, K]`` float or uint8, its last dimension contiguous.
+        weight: int8 ``[N, K]`` in fragment order, on the device of x.
+        config: instead of what launch.py would choose.
+
+    Raises:
+        KernelInputError: the weight is not int8 in this order, or the device or configuration cannot run it.
+    """
+    _check(x, weight)
+    (m, k), n = x.shape, weight.out_features
+    dtype = torch.uint8 if out_scale is not None else torch.float32 if x.dtype == torch.uint8 else x.dtype
+    y = torch.empty(m, n, dtype=dtype, device=x.device)
+    if m == 0:
+        return y
+    config = _config(config, m, n, k, x.device)
+    steps, tiles = weight.values.shape[:2]
+    sums = zero = None
+    if x.dtype == torch.uint8:
+        q, row_scale, zero, sums = _padded(x, steps * STEP), x_scale, x_zero_point, weight.sums
+    else:
+        q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
+    kernel.gemm_kernel[grid(config, m, n)](
+        weight.values,
+        weight.metadata,
+        sums,
+        q.view(torch.int32),
+        row_scale,
+        zero,
+        weight_scale,
+        bias,
+        out_scale,
+        out_zero_point,
+        y,
+        m,
+        n,
+        steps,
+        tiles,
+        q.stride(0) // 4,
+        ACTIVATION=activation,
+        TILES_N=config.tiles_n,
+        TILES_M=config.tiles_m,
+        UNROLL=config.unroll,
+        WARPS=config.warps,
+        num_warps=config.warps,
+        enable_fp_fusion=False,
+    )
+    return y
+
+
+def _check(x: Tensor, weight: FragmentWeight) -> None:
+    check(weight)
+    if weight.dtype != torch.int8:
+        raise KernelInputError(f"int8_sparse24_linear: weight is of {weight.dtype}; give one packed from int8 values")
+    if x.dim() != 2 or x.shape[1] != weight.in_features or x.device != weight.values.device:
+        raise KernelInputError(
+            f"int8_sparse24_linear: x has shape {tuple(x.shape)} on {x.device}; the weight takes "
+            f"[M, {weight.in_features}] on {weight.values.device}"
+        )
+
+
+def _config(config: Config | None, m: int, n: int, k: int, device: torch.device) -> Config:
+    facts = device_facts(device)
+    if not (support := supports(facts)):
+        raise KernelInputError(f"int8_sparse24_linear: {support.reason}")
+    if config is None:
+        return choose(m, n, k, facts)
+    if not (support := fits(config, n, k)):
+        raise KernelInputError(f"int8_sparse24_linear: {support.reason}")
+    return config
+
+
+def _padded(x: Tensor, k: int) -> Tensor:
+    """uint8 x as int8 with zeros up to ``k``; itself where its rows already lie so."""
+    if x.shape[1] == k and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
+        return x.view(torch.int8)
+    q = torch.zeros(x.shape[0], k, dtype=torch.int8, device=x.device)
+    q[:, : x.shape[1]] = x.view(torch.int8)
+    return q

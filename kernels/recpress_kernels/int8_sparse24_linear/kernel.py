@@ -1,0 +1,99 @@
+"""int8_sparse24_linear on NVIDIA's sparse tensor cores: y^T = W x^T, W 2:4 and the first operand, in Gluon.
+
+The sparse operand has 16 rows an instruction and the dense one 8 columns, so that the weight's outputs take the rows
+and a batch of 8 wastes nothing. Weights come in fragment order (formats/sparse24_gpu.py): each operand is one load of
+16 bytes a lane from global memory, and nothing passes through shared memory.
+
+Imports triton alone; compiles under triton 3.9 and later, where Gluon has threadwise inline asm.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from recpress_kernels.sparse24_linear.blocks import (
+    accumulator_layout,
+    activate,
+    clamp_round,
+    lane_words_layout,
+    products_s8,
+    x_layout,
+)
+
+
+@gluon.jit
+def gemm_kernel(
+    values_ptr,  # [steps, tiles, 32, 4] int32
+    metadata_ptr,  # [steps, tiles, 32] int32
+    sums_ptr,  # [N] int32, or None: q has its zero point subtracted
+    q_ptr,  # [M, stride_qm] int32, four int8 a word, zeros up to 64 * steps
+    row_scale_ptr,  # [M] float32, NaN for rows that are not finite; or a scalar, with sums
+    zero_ptr,  # int32 scalar, or None
+    w_scale_ptr,  # [N] float32
+    bias_ptr,  # [N] float32, or None
+    out_scale_ptr,  # float32 scalar, or None: y stays float
+    out_zero_ptr,  # int32 scalar, or None
+    y_ptr,  # [M, N] contiguous
+    M,
+    N,
+    steps,  # of 64 inputs, a multiple of UNROLL
+    tiles,  # of 16 outputs, at least TILES_N * WARPS
+    stride_qm,  # in words
+    ACTIVATION: gl.constexpr,
+    TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
+    TILES_M: gl.constexpr,  # tiles of 8 rows of x
+    UNROLL: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
+    # and no load of a weight needs a mask.
+    tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
+    values = lane_offsets(TILES_N, 4, WARPS)
+    metadata = lane_offsets(TILES_N, 1, WARPS)
+    w_at = values_ptr + tile * 128
+    s_at = metadata_ptr + tile * 32
+    first_row = gl.program_id(1) * (8 * TILES_M)
+    XL: gl.constexpr = x_layout(4, WARPS)
+    row = gl.minimum(first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(1, XL)), M - 1)
+    word = gl.arange(0, 16, gl.SliceLayout(0, XL))
+    q_at = q_ptr + row.to(gl.int64)[:, None] * stride_qm + word[None, :]
+
+    ACC: gl.constexpr = accumulator_layout(WARPS)
+    acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.int32, ACC)
+    for _step in range(0, steps, UNROLL):
+        for _ in gl.static_range(UNROLL):
+            w = gl.load(w_at + values)
+            s = gl.load(s_at + metadata)
+            q = gl.load(q_at)
+            acc = gl.inline_asm(products_s8, ("=&r", "r", "r", "r", "r"), [w, s, q, acc], acc.type, is_pure=True)
+            w_at += tiles * 128
+            s_at += tiles * 32
+            q_at += 16
+
+    n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
+    m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
+    n_in, m_in = n < N, m < M
+    if zero_ptr is not None:
+        acc -= (gl.load(zero_ptr) * gl.load(sums_ptr + n, mask=n_in, other=0))[:, None]
+        scale = gl.load(row_scale_ptr + m * 0)  # a scalar, as the zero point is
+    else:
+        scale = gl.load(row_scale_ptr + m, mask=m_in, other=0.0)
+    w_scale = gl.load(w_scale_ptr + n, mask=n_in, other=0.0)
+    y = acc.to(gl.float32) * scale[None, :] * w_scale[:, None]
+    if bias_ptr is not None:
+        y += gl.load(bias_ptr + n, mask=n_in, other=0.0)[:, None]
+    y = activate(y, ACTIVATION)
+    if out_scale_ptr is not None:
+        out_zero = gl.load(out_zero_ptr).to(gl.float32)
+        y = gl.div_rn(y, gl.full_like(y, 1.0) * gl.load(out_scale_ptr))
+        y = clamp_round(y, -out_zero, 127.0 - out_zero).to(gl.float32) + out_zero
+    at = y_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
+    gl.store(at, y.to(y_ptr.dtype.element_ty), mask=n_in[:, None] & m_in[None, :])
+
+
+@gluon.jit
+def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
+    """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""
+    LAYOUT: gl.constexpr = lane_words_layout(ROWS, WORDS, WARPS)
+    WIDTH: gl.constexpr = 32 * WORDS * WARPS
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
+    return rows[:, None] * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))[None, :]

@@ -1,0 +1,83 @@
+"""Whether int8_sparse24_linear can run on a GPU, and with which tile: a pure function of shape and device.
+
+Imports neither torch nor triton. Tiles were chosen by counting instructions; no GPU has timed them yet. Whether a layer
+should run 2:4 at all is not asked here: public figures have it slower than dense at small shapes.
+"""
+
+import functools
+from dataclasses import dataclass
+
+from recpress_kernels.int8_linear.launch import Device
+from recpress_kernels.support import Support
+
+ROWS, COLUMNS, STEP = 16, 8, 64
+"""What one mma.sp takes: outputs, rows of x, inputs."""
+GLUON_TRITON = (3, 9)
+"""The first triton whose Gluon has threadwise inline asm."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One program of ``warps`` computes ``16 * tiles_n * warps`` outputs of ``8 * tiles_m`` rows of x.
+
+    ``unroll`` steps of 64 inputs go through the loop at once.
+    """
+
+    tiles_n: int
+    tiles_m: int
+    unroll: int
+    warps: int
+
+    def __str__(self) -> str:
+        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}"
+
+
+# Tiles of outputs a warp and warps, walked in order: the first that has enough blocks is taken, or else the last that
+# fits. 4 x 4 tiles take 2.05 instructions an IMMA.SP on sm_80, 2 x 4 take 2.9; 4 x 8 take 3.2 (their accumulators leave
+# no registers to unroll with) and are not chosen.
+WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
+MAX_TILES_M = 4
+
+
+def supports(device: Device) -> Support:
+    """Whether the sparse kernel runs on ``device``, and which form it takes or why not."""
+    dense = "unpack the weight and run it dense"
+    if device.backend == "hip":
+        return Support(False, f"mma.sp is an instruction of NVIDIA GPUs and this is a HIP device: {dense}")
+    if device.capability < 80:
+        return Support(False, f"sparse tensor cores begin with sm_80 and this is sm_{device.capability}: {dense}")
+    if device.triton < GLUON_TRITON:
+        given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
+        return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
+    return Support(True, "mma.sp through Gluon, operands in registers")
+
+
+def fits(config: Config, n: int, k: int) -> Support:
+    """Whether a configuration can run on a weight ``[n, k]``."""
+    tiles, steps = -(-n // ROWS), -(-k // STEP)
+    if config.tiles_n * config.warps > tiles:
+        return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
+    if steps % config.unroll:
+        return Support(False, f"{config} takes steps of 64 inputs {config.unroll} at a time and there are {steps}")
+    return Support(True, str(config))
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(m: int, n: int, k: int, device: Device) -> Config:
+    """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
+    steps = -(-k // STEP)
+    unroll = next(u for u in (4, 2, 1) if steps % u == 0)
+    tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
+    possible = [Config(tiles, tiles_m, unroll, warps) for tiles, warps in WIDTHS]
+    possible = [config for config in possible if fits(config, n, k)]
+    return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
+
+
+def grid(config: Config, m: int, n: int) -> tuple[int, int]:
+    """Blocks of outputs, blocks of rows."""
+    return -(-n // (ROWS * config.tiles_n * config.warps)), -(-m // (COLUMNS * config.tiles_m))
+
+
+def _blocks(config: Config, m: int, n: int) -> int:
+    blocks_n, blocks_m = grid(config, m, n)
+    return blocks_n * blocks_m

@@ -1,0 +1,54 @@
+"""The choice of tiles for int8_sparse24_linear, and where it does not run."""
+
+import itertools
+
+import pytest
+
+from recpress_kernels.int8_linear.launch import Device
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+
+A100 = Device("cuda", 80, 108, (3, 9))
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (Device("hip", 0, 304, (3, 9)), "HIP"),
+        (Device("cuda", 75, 40, (3, 9)), "sm_75"),
+        (Device("cuda", 80, 108, (3, 8)), "3.9 on and this is 3.8"),
+    ],
+)
+def test_what_cannot_run_says_why_and_what_to_do(device, reason):
+    support = supports(device)
+    assert not support and reason in support.reason and "dense" in support.reason
+
+
+def test_what_can_run_says_how():
+    assert supports(A100) and "Gluon" in supports(A100).reason
+
+
+def test_every_choice_fits_and_covers_the_shape():
+    sizes = (1, 3, 16, 17, 300, 4096)
+    for m, n, k in itertools.product(sizes, sizes, (4, 64, 100, 128, 480, 1024)):
+        config = choose(m, n, k, A100)
+        blocks_n, blocks_m = grid(config, m, n)
+        assert fits(config, n, k)
+        assert blocks_n * 16 * config.tiles_n * config.warps >= n and blocks_m * 8 * config.tiles_m >= m
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((4096, 4096, 4096), Config(4, 4, 4, 4)),
+        ((1, 1024, 1024), Config(1, 1, 4, 1)),
+        ((8, 256, 384), Config(1, 1, 2, 1)),
+        ((1024, 1024, 192), Config(4, 4, 1, 4)),
+    ],
+)
+def test_choices(shape, wanted):
+    assert choose(*shape, A100) == wanted
+
+
+def test_a_configuration_that_does_not_fit_says_why():
+    assert "16 tiles of outputs and there are 4" in fits(Config(4, 1, 1, 4), 64, 64).reason
+    assert "2 at a time and there are 3" in fits(Config(1, 1, 2, 1), 64, 192).reason
