@@ -133,7 +133,8 @@ def check(weight: FragmentWeight) -> None:
     """Raises KernelInputError where a buffer is of another order or version, or contradicts itself."""
     if weight.layout != LAYOUT:
         raise KernelInputError(
-            f"packed 2:4 weight has layout {weight.layout!r}; this build reads {LAYOUT!r}: pack the canonical weight again"
+            f"packed 2:4 weight has layout {weight.layout!r}; this build reads {LAYOUT!r}: "
+            "pack the canonical weight again"
         )
     if weight.dtype not in VALUE_DTYPES:
         raise KernelInputError(f"packed 2:4 weight is of {weight.dtype}; allowed are int8, float16 and bfloat16")
@@ -150,8 +151,8 @@ def check(weight: FragmentWeight) -> None:
         ):
             found = "None" if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
             raise KernelInputError(
-                f"packed 2:4 weight [{weight.out_features}, {weight.in_features}] of {weight.dtype}: {name} is {found}; "
-                f"allowed is int32 {shape}: pack the canonical weight again"
+                f"packed 2:4 weight [{weight.out_features}, {weight.in_features}] of {weight.dtype}: {name} is "
+                f"{found}; allowed is int32 {shape}: pack the canonical weight again"
             )
 
 
@@ -165,14 +166,15 @@ def _checked_nibbles(values: Tensor, indices: Tensor) -> Tensor:
     """Nibbles uint8 ``[out, in / 4]`` of canonical operands."""
     if values.dtype not in VALUE_DTYPES or values.dim() != 2 or values.shape[1] % 2 or not values.numel():
         raise KernelInputError(
-            f"values is {values.dtype} of shape {tuple(values.shape)}; give int8, float16 or bfloat16 [out, in / 2] with "
-            "in a multiple of 4: pad the weight's inputs with zeros"
+            f"values is {values.dtype} of shape {tuple(values.shape)}; give int8, float16 or bfloat16 [out, in / 2] "
+            "with in a multiple of 4: pad the weight's inputs with zeros"
         )
     n, groups = values.shape[0], values.shape[1] // 2
     wanted = (n, -(-groups // 2))
     if indices.dtype != torch.uint8 or tuple(indices.shape) != wanted:
         raise KernelInputError(
-            f"indices is {indices.dtype} of shape {tuple(indices.shape)}; give uint8 {list(wanted)}, a nibble a group of four"
+            f"indices is {indices.dtype} of shape {tuple(indices.shape)}; give uint8 {list(wanted)}, "
+            "a nibble a group of four"
         )
     nibbles = torch.stack([indices & 15, indices >> 4], dim=2).reshape(n, -1)[:, :groups]
     wrong = (nibbles & 3) >= (nibbles >> 2)

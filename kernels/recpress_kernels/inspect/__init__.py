@@ -56,7 +56,6 @@ def describe(case: Case, target: str, built: Build | None = None) -> Row:
 def all_cases() -> list[Case]:
     """The cases of every op of this package."""
     from recpress_kernels.int8_linear import census as int8_linear
-
     from recpress_kernels.int8_sparse24_linear import census as int8_sparse24_linear
 
     return [*int8_linear.cases(), *int8_sparse24_linear.cases()]

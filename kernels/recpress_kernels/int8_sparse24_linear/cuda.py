@@ -1,4 +1,4 @@
-"""int8_sparse24_linear on a GPU: allocate, launch what launch.py chose. Everything stays on the stream; nothing waits."""
+"""int8_sparse24_linear on a GPU: allocate, launch what launch.py chose. Nothing waits for the stream."""
 
 import torch
 from torch import Tensor
