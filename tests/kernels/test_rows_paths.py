@@ -1,7 +1,6 @@
 """embedding_bag_rows and look_up_rows: every path gives the bits of the reference, and touches nothing beyond a row."""
 
 import copy
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -232,15 +231,14 @@ def test_row_tables_keep_what_they_describe_and_copies_describe_their_own():
     indices = torch.tensor([[59, 49], [0, 3]])
     want = rk.look_up_rows(tables, indices)
     twin = copy.deepcopy(tables)
-    again = pickle.loads(pickle.dumps(tables))
-    assert len({tables.address, twin.address, again.address}) == 3
+    assert tables.address != twin.address
     assert twin.tables[0].data_ptr() != tables.tables[0].data_ptr()
     given.clear()
     litter = [torch.full((50, 20), 7, dtype=torch.uint8) for _ in range(50)]
     assert same_bits(rk.look_up_rows(tables, indices), want) and litter
     del tables
     litter += [torch.full((50, 20), 7, dtype=torch.uint8) for _ in range(50)]
-    assert same_bits(rk.look_up_rows(twin, indices), want) and same_bits(rk.look_up_rows(again, indices), want)
+    assert same_bits(rk.look_up_rows(twin, indices), want)
 
 
 @pytest.mark.parametrize("name", PATHS)

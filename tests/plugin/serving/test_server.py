@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.small import small_inputs
 
@@ -169,6 +170,47 @@ def test_latency_histogram_counts_requests(server):
             client.score("small", wire(3))
     new = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels).since(before)
     assert new.count == 10 and 0 < new.quantile(0.5) < 1 and 0 < new.total < 10
+
+
+class ThroughFloat(torch.nn.Module):
+    """Ids go through float, so that no bound can be proven, to a table that is kept and that torch alone checks."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.top = torch.nn.Embedding(30, 4), torch.nn.Linear(4, 1)
+
+    def forward(self, ids):
+        return self.top(self.table((ids[:, 0].float() * 1.0).long()))
+
+
+def test_a_request_that_the_model_itself_fails_on_fails_alone_and_leaks_nothing(tmp_path):
+    torch.manual_seed(0)
+    model = recpress.compress(ThroughFloat(), "int8-linear")
+    ids = torch.randint(0, 30, (16, 1))
+    manifest = recpress.export(model, tmp_path / "a", example_inputs=(ids,), input_names=("ids",))
+    assert manifest.inputs[0].table_high == (None,), "the bound is not known, so the backend cannot check it"
+    recpress.package(tmp_path / "a", tmp_path / "repo", name="floats", queue_delay_us=20_000)
+    outcomes = {}
+    with Server(tmp_path / "repo") as running:
+
+        def send(i):
+            with Client(running.url("grpc")) as own:
+                barrier.wait()
+                try:
+                    outcomes[i] = own.score("floats", {"ids": np.array([[1000 if i == 2 else i]])})["output"]
+                except RequestError as error:
+                    outcomes[i] = str(error)
+
+        barrier = threading.Barrier(6)
+        threads = [threading.Thread(target=send, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(outcomes) == list(range(6))
+    assert [i for i, outcome in outcomes.items() if isinstance(outcome, str)] == [2]
+    assert "an index is outside its table" in outcomes[2]
+    assert "Traceback" not in outcomes[2] and ".py" not in outcomes[2]
 
 
 def test_scores_that_the_backend_perturbs_are_caught(repository, artifact, monkeypatch):

@@ -62,9 +62,9 @@ class TritonPythonModel:
         try:
             with torch.inference_mode():
                 outputs = tuple(tree_leaves(self.model.module(*joined)))
-        except IndexBoundsError as error:
+        except Exception as error:
             if len(inputs) == 1:
-                answers[next(iter(inputs))] = _refusal(str(error))
+                answers[next(iter(inputs))] = _failure(error)
                 return
             for i, own in inputs.items():
                 self._score({i: own}, own, answers)
@@ -97,6 +97,17 @@ class TritonPythonModel:
 
 def _refusal(text: str):
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
+
+
+def _failure(error: Exception):
+    """The answer to a request that the model itself fails on: no traceback and no path for a client."""
+    if isinstance(error, IndexBoundsError):
+        return _refusal(str(error))
+    if isinstance(error, IndexError):
+        return _refusal("an index is outside its table, in a column whose bound the manifest does not know")
+    pb_utils.Logger.log_error(f"recpress: the model fails on a request: {type(error).__name__}: {error}")
+    text = f"the model fails on this request ({type(error).__name__}); the server's log says why"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
 
 
 def _latency_histogram(args: dict[str, str]) -> tuple | None:
