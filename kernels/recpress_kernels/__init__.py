@@ -5,6 +5,7 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
 * ``int8_mlp``: a stack of such layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
+* ``weight_only_linear``: int8 weights under float activations;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``.
 
@@ -24,6 +25,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
+    from recpress_kernels.weight_only_linear.op import weight_only_linear
 
 __all__ = [
     "IndexBoundsError",
@@ -40,4 +42,5 @@ __all__ = [
     "pack",
     "pack_stack",
     "unpack",
+    "weight_only_linear",
 ]

@@ -7,7 +7,7 @@ layer of torch with the same call.
 import torch
 from torch import Tensor, nn
 
-from recpress_kernels import embedding_bag_rows, int8_linear
+from recpress_kernels import embedding_bag_rows, int8_linear, weight_only_linear
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
 from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
 
@@ -41,6 +41,16 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class WeightOnlyLinear(Int8Linear):
+    """``nn.Linear`` on the same int8 weights, activations as they are (W8A16)."""
+
+    scheme = "int8 weights a channel, activations not quantised"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, in the dtype of x."""
+        return weight_only_linear(x, self.weight, self.weight_scale, self.bias)
 
 
 class Int8Embedding(nn.Module):
@@ -110,14 +120,16 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if dtype == torch.float32 else x.to(dtype)
 
 
-def refusal(layer: nn.Module) -> str | None:
-    """Why ``layer`` cannot be compressed as it stands, or None: each constraint once, with its reason."""
+def refusal(layer: nn.Module, scheme: str) -> str | None:
+    """Why ``layer`` cannot become ``scheme`` as it stands, or None: each constraint once, with its reason."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks, which would be lost; remove them first"
     weight = layer.weight
     if weight.dtype not in _FLOATS:
         return f"its weight is {weight.dtype}; float32, float16 and bfloat16 are quantised"
     if isinstance(layer, nn.Linear):
+        if scheme == "int8-weights":
+            return None if layer.in_features else "it has no inputs"
         if not 1 <= layer.in_features <= MAX_IN_FEATURES:
             return f"it has {layer.in_features} inputs; int32 sums take 1 to {MAX_IN_FEATURES}"
         return None
@@ -131,14 +143,14 @@ def refusal(layer: nn.Module) -> str | None:
     return None
 
 
-def compressed(layer: nn.Module) -> nn.Module:
-    """The int8 form of a ``nn.Linear``, ``nn.Embedding`` or ``nn.EmbeddingBag`` for which :func:`refusal` is None.
+def compressed(layer: nn.Module, scheme: str) -> nn.Module:
+    """``layer``, for which :func:`refusal` is None, as ``scheme``: int8, or for a ``nn.Linear`` int8-weights.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
     if isinstance(layer, nn.Linear):
-        return Int8Linear.from_linear(layer)
+        return (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer)
     if isinstance(layer, nn.EmbeddingBag):
         return Int8EmbeddingBag.from_embedding_bag(layer)
     return Int8Embedding.from_embedding(layer)

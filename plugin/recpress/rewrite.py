@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recpress import layers
 from recpress.errors import KernelInputError, UnsupportedLayerError
-from recpress.recipe import Recipe
+from recpress.recipe import Recipe, Scheme
 
 Status = Literal["compressed", "kept", "unreachable"]
 _KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
@@ -58,7 +58,7 @@ def rewrite(model: nn.Module, recipe: Recipe, *, reached: set[int] | None = None
         verdict = _verdict(module, aliases, schemes, owners, reached)
         verdicts[module] = verdict
         if verdict[0] == "compressed":
-            replaced[id(module)] = _compress(module, aliases[0])
+            replaced[id(module)] = _compress(module, aliases[0], schemes[aliases[0]][0])
     rows = _account(names, verdicts, replaced)
     return _copy(model, replaced), rows
 
@@ -101,12 +101,15 @@ def _verdict(
     keep = next((source for scheme, source in sorted(asked) if scheme == "keep"), None)
     if keep:
         return "kept", keep
+    if len({scheme for scheme, _ in asked}) > 1:
+        wanted = " and ".join(f"{scheme} ({source})" for scheme, source in sorted(asked))
+        return "kept", f"its names {', '.join(aliases)} are asked to be {wanted}"
     shared = sorted({other for _, t in _tensors(module) for other in owners[id(t)]} - _own_names(module, aliases))
     if shared:
         return "kept", f"its weights are shared with {', '.join(shared)}; compressing them would break the tie"
     if reached is not None and id(module) not in reached:
         return "unreachable", "no calibration input ran through it"
-    refusal = layers.refusal(module)
+    refusal = layers.refusal(module, next(scheme for scheme, _ in asked))
     return ("kept", refusal) if refusal else ("compressed", next(source for _, source in asked))
 
 
@@ -114,9 +117,9 @@ def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
     return {f"{aliases[0]}.{name}".lstrip(".") for name, _ in _tensors(module)}
 
 
-def _compress(module: nn.Module, name: str) -> nn.Module:
+def _compress(module: nn.Module, name: str, scheme: Scheme) -> nn.Module:
     try:
-        return layers.compressed(module)
+        return layers.compressed(module, scheme)
     except KernelInputError as error:
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"

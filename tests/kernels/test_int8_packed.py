@@ -167,7 +167,7 @@ def poke(at: int, form_: str, value: int):
 FIRST, SECOND = 64, 128
 BROKEN = {
     "not packed": (poke(0, "<B", 0), "does not begin"),
-    "another version": (poke(8, "<I", 2), "version"),
+    "another version": (poke(8, "<I", 1), "version"),
     "another layout": (poke(12, "<I", 0x100408), "layout"),
     "cut": (lambda p: p[:-64].clone(), "corrupt"),
     "longer": (lambda p: torch.cat([p, p]), "corrupt"),

@@ -73,6 +73,19 @@ def test_hard_rows_halves_and_activations(vnni):
             assert same_bits(got, want), (activation, dtype)
 
 
+def test_weights_under_float_inputs(vnni):
+    """Whole numbers, whose sums are the same bits in every order."""
+    for k, n in ((1, 1), (13, 17), (65, 33), (130, 150)):
+        weight, _, bias = layer(n, k)
+        scale, bias = torch.full((n,), 0.25), bias.round()
+        packed = rk.pack(weight, scale, bias, "relu", keeps_floats=True)
+        for m in (1, 2, 12, 13, 49):
+            x = rows(m, k).round()
+            assert same_bits(*both(lambda x=x, p=packed, n=n: rk.int8_linear_packed(x, p, n))), (m, n, k)
+            want = torch.relu((x.double() @ weight.double().T) * 0.25 + bias.double()).float()
+            assert same_bits(rk.weight_only_linear(x, weight, scale, bias, "relu"), want), (m, n, k)
+
+
 def test_static_and_quantised(vnni):
     weight, scale, bias = layer(33, 65)
     pair = (torch.tensor(0.05), torch.tensor(60, dtype=torch.int32))

@@ -6,18 +6,19 @@ from recpress import layers
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_close_and_small(bias):
+@pytest.mark.parametrize(("scheme", "error"), [("int8", 0.02), ("int8-weights", 0.01)])
+def test_linear_is_close_and_small(scheme, error, bias):
     linear = nn.Linear(64, 32, bias=bias)
-    small = layers.compressed(linear)
+    small = layers.compressed(linear, scheme)
     x = torch.randn(3, 5, 64)
-    assert (small(x) - linear(x)).norm() / linear(x).norm() < 0.02
+    assert (small(x) - linear(x)).norm() / linear(x).norm() < error
     assert sum(b.nbytes for b in small.buffers()) < 0.32 * sum(p.nbytes for p in linear.parameters())
     assert not list(small.parameters())
 
 
 def test_embedding_takes_any_shape_of_indices():
     embedding = nn.Embedding(20, 8, padding_idx=0)
-    small = layers.compressed(embedding)
+    small = layers.compressed(embedding, "int8")
     for indices in (
         torch.tensor(3),
         torch.randint(0, 20, (4,)),
@@ -31,7 +32,7 @@ def test_embedding_takes_any_shape_of_indices():
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 def test_bag_takes_rows_of_indices_or_offsets(mode):
     bag = nn.EmbeddingBag(20, 8, mode=mode)
-    small = layers.compressed(bag)
+    small = layers.compressed(bag, "int8")
     square = torch.randint(0, 20, (4, 6))
     torch.testing.assert_close(small(square), bag(square), rtol=0, atol=0.1)
     flat, offsets = torch.randint(0, 20, (7,)), torch.tensor([0, 0, 3, 7])
@@ -41,15 +42,16 @@ def test_bag_takes_rows_of_indices_or_offsets(mode):
 
 def test_bag_with_the_last_offset_and_weights():
     bag = nn.EmbeddingBag(20, 8, mode="sum", include_last_offset=True)
-    small = layers.compressed(bag)
+    small = layers.compressed(bag, "int8")
     flat, offsets, weights = torch.randint(0, 20, (7,)), torch.tensor([0, 3, 7]), torch.rand(7)
     torch.testing.assert_close(small(flat, offsets, weights), bag(flat, offsets, weights), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_keeps_the_dtype(dtype):
-    assert layers.compressed(nn.Embedding(4, 8).to(dtype))(torch.tensor([1])).dtype == dtype
-    assert layers.compressed(nn.Linear(4, 8).to(dtype))(torch.ones(1, 4, dtype=dtype)).dtype == dtype
+    assert layers.compressed(nn.Embedding(4, 8).to(dtype), "int8")(torch.tensor([1])).dtype == dtype
+    for scheme in ("int8", "int8-weights"):
+        assert layers.compressed(nn.Linear(4, 8).to(dtype), scheme)(torch.ones(1, 4, dtype=dtype)).dtype == dtype
 
 
 def hooked():
@@ -70,4 +72,11 @@ def hooked():
     ],
 )
 def test_says_why_a_layer_is_refused(layer, reason):
-    assert reason in layers.refusal(layer)
+    assert reason in layers.refusal(layer, "int8")
+
+
+def test_weights_alone_are_not_summed_in_int32():
+    wide = nn.Linear(140_000, 1)
+    assert "int32 sums take 1 to" in layers.refusal(wide, "int8")
+    assert layers.refusal(wide, "int8-weights") is None
+    assert "no inputs" in layers.refusal(nn.Linear(0, 1), "int8-weights")

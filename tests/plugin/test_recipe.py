@@ -33,7 +33,8 @@ def test_is_frozen():
     "given, message",
     [
         ({"liner": "int8"}, "unknown key 'liner'; allowed are: name, linear, embedding, overrides"),
-        ({"linear": "int7"}, "'linear' is 'int7'.*'int8' or 'keep'"),
+        ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-weights' or 'keep'"),
+        ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8' or 'keep'"),
         ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),
     ],
 )
@@ -45,6 +46,14 @@ def test_refuses_unknown_keys_and_values(given, message):
 def test_a_pattern_that_matches_nothing_lists_the_layers():
     with pytest.raises(RecipeError, match=r"'tops\.\*' matches no layer; the model's layers are: 'bottom.0', 'top.0'"):
         Recipe(overrides={"tops.*": "keep"}).schemes(LAYERS)
+
+
+def test_a_scheme_that_the_kind_of_layer_cannot_have_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"'\*' asks for 'int8-weights' and matches 'tables.0'.*allowed there are int8, keep"
+    ):
+        Recipe(overrides={"*": "int8-weights"}).schemes(LAYERS)
+    assert Recipe(overrides={"top.*": "int8-weights"}).schemes(LAYERS)["top.0"][0] == "int8-weights"
 
 
 def test_patterns_that_collide_are_named():

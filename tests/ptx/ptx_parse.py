@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 _STATEMENT = re.compile(r"^(?:@(!?)(%?\w+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
 _DECLARED = re.compile(r"^\.reg\s+\.(\w+)\s+(.*)$", re.DOTALL)
-WIDTHS = {"pred": "?", "16": "u2", "32": "u4", "64": "u8"}
+WIDTHS = {"pred": "?", "8": "u1", "16": "u2", "32": "u4", "64": "u8"}
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,12 @@ BUDGETS = (
     Budget("int8_linear.fused", "sm_.*", r"(8|16)x", 110.0),
     Budget("int8_linear.quantize_rows", "sm_.*", r"", None),
     Budget("int8_linear.reduce", "sm_.*", r"", None, load_widths=_ANY),
+    # Widening weights is most of it: two conversions an int8 weight for each warp that reads it.
+    Budget("weight_only_linear.gemm", "sm_(8.|120)", r"(128|64)x128x64 .*(fp16|bf16)$", 8.0),
+    Budget("weight_only_linear.gemm", "sm_(8.|120)", r"64x64x64 .*fp16$", 12.7),
+    Budget("weight_only_linear.gemm", "sm_90", r"(128|64)x(128|64)x64 .*(fp16|bf16)$", 70.0),
+    Budget("weight_only_linear.gemm", "sm_(8.|90|120)", r"(16|32)x.*fp16$", 26.5),
+    Budget("weight_only_linear.gemm", "sm_.*", r".*fp32$", None, load_widths=frozenset({"16", "8"})),
     # Metadata is one word a lane. With an even number of steps; an odd one takes 2.56 on sm_8x.
     Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles unroll=[24]", 2.3, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.35, load_widths=_SPARSE, since=(3, 9)),

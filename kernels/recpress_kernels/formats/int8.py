@@ -49,13 +49,18 @@ def dequantize_per_channel(q: Tensor, scale: Tensor) -> Tensor:
     return q.float() * scale[:, None]
 
 
-def weight_problem(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> str:
-    """What keeps the operands from being a layer in this form, by dtype and shape; empty where nothing does."""
+def weight_problem(
+    weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *, most_inputs: int = MAX_IN_FEATURES
+) -> str:
+    """What keeps the operands from being a layer in this form, by dtype and shape; empty where nothing does.
+
+    ``most_inputs`` is what the sums are sure to hold: by default int32 ones.
+    """
     if weight.dtype != torch.int8 or weight.dim() != 2:
         return f"weight is {weight.dtype} of shape {tuple(weight.shape)}; give int8 [N, K]"
     n, k = weight.shape
-    if not 1 <= k <= MAX_IN_FEATURES:
-        return f"K is {k}; allowed are 1 to {MAX_IN_FEATURES}, what an int32 sum is sure to hold"
+    if not 1 <= k <= most_inputs:
+        return f"K is {k}; allowed are 1 to {most_inputs}, what the sums are sure to hold"
     for name, vector in (("weight_scale", weight_scale), ("bias", bias)):
         if vector is not None and (vector.dtype != torch.float32 or vector.shape != (n,)):
             given = f"{vector.dtype} of shape {tuple(vector.shape)}"

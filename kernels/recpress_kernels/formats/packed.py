@@ -23,7 +23,9 @@ Packing looks at every such sum, and lists the blocks whose products must be wid
 
     wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of blocks after them
 
-It takes the depth that should run fastest; with depth 1 there is no list.
+It takes the depth that should run fastest; with depth 1 there is no list. A layer whose inputs stay float
+(``weight_only_linear``; bit 1 of its flags, bit 0 tells of a bias) has depth 1 and its weights column by column,
+``[columns / 16, k_padded, 16]``, so that they are widened to float32 as they are loaded.
 """
 
 import struct
@@ -39,14 +41,14 @@ from recpress_kernels.formats.int8 import sum_problem, weight_problem
 ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
 """The position of a name is its code in the buffer."""
 MAGIC = b"RPINT8\0\0"
-VERSION = 1
+VERSION = 2
 PANEL, GROUP, STEP = 16, 4, 16
 LAYOUT = PANEL << 16 | GROUP << 8 | STEP
 MAX_LAYERS = 64
 _HEADER = struct.Struct("<8sIIiiq32x")
 _LAYER = struct.Struct("<6i5q")
 _ALIGN = 64
-_HAS_BIAS = 1
+_HAS_BIAS, _KEEPS_FLOATS = 1, 2
 _LIMIT = (2**15 - 1) // 127
 # Cycles for 16 columns of 4 k of one row, measured on AVX2 (Zen 3), and what a listed block adds by breaking the loop.
 _CYCLES = {1: 2.1, 2: 1.73, 4: 1.5}
@@ -66,15 +68,28 @@ class PackedLayer:
     activation: str
     depth: int
     wide: float
+    keeps_floats: bool
 
 
-def pack(weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+def pack(
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    keeps_floats: bool = False,
+) -> Tensor:
     """One layer as a packed buffer, uint8 of one dimension; see :func:`pack_stack`."""
-    return pack_stack([weight], [weight_scale], [bias], [activation])
+    return pack_stack([weight], [weight_scale], [bias], [activation], keeps_floats=[keeps_floats])
 
 
 def pack_stack(
-    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+    weights: list[Tensor],
+    weight_scales: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    *,
+    keeps_floats: list[bool] | None = None,
 ) -> Tensor:
     """A stack of layers as one packed buffer, uint8 of one dimension, on the CPU.
 
@@ -83,26 +98,30 @@ def pack_stack(
         weight_scales: float32 ``[N_i]``, finite.
         biases: float32 ``[N_i]`` or None, one a layer.
         activations: names of :data:`ACTIVATIONS`, one a layer.
+        keeps_floats: which layers compute as ``weight_only_linear``, their inputs not quantised; None for none.
 
     Raises:
         KernelInputError: an operand has another dtype, shape, device or value.
     """
-    _check_stack(weights, weight_scales, biases, activations)
+    keeps_floats = keeps_floats or [False] * len(weights)
+    _check_stack(weights, weight_scales, biases, activations, keeps_floats)
     at = _aligned(_HEADER.size + _LAYER.size * len(weights))
     headers, sections = [], []
-    for weight, scale, bias, activation in zip(weights, weight_scales, biases, activations, strict=True):
+    stack = zip(weights, weight_scales, biases, activations, keeps_floats, strict=True)
+    for weight, scale, bias, activation, floats in stack:
         panels, sums = _panels(weight)
         columns = sums.numel()
-        depth, wide = _chains(panels)
+        if floats:
+            panels = panels.transpose(2, 3).contiguous()
+        depth, wide = (1, torch.empty(0, dtype=torch.int32)) if floats else _chains(panels)
         offsets = []
         for section in (panels, sums, _padded(scale, columns), _padded(bias, columns), wide):
             offsets.append(at)
             sections.append((at, section))
             at = _aligned(at + section.numel() * section.element_size())
         k_padded = panels.shape[1] * GROUP
-        headers.append(
-            _LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), int(bias is not None), depth, *offsets)
-        )
+        flags = _HAS_BIAS * (bias is not None) | _KEEPS_FLOATS * floats
+        headers.append(_LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), flags, depth, *offsets))
     front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
     packed = torch.zeros(at, dtype=torch.uint8)
     packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
@@ -134,7 +153,7 @@ def _unpack_layer(
     packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, depth: int, *offsets: int
 ) -> PackedLayer:
     _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
-    _intact(depth in _CYCLES)
+    _intact(depth in _CYCLES and flags & ~(_HAS_BIAS | _KEEPS_FLOATS) == 0)
     columns = -(-n // PANEL) * PANEL
     count = columns // PANEL
     sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if depth > 1 else 0)
@@ -143,25 +162,35 @@ def _unpack_layer(
     panels, _sums, scale, bias, starts = (
         packed[begin : begin + size].clone() for begin, size in zip(offsets, sizes, strict=True)
     )
-    panels = panels.view(torch.int8).view(columns // PANEL, k_padded // GROUP, PANEL, GROUP)
+    floats = bool(flags & _KEEPS_FLOATS)
+    panels = panels.view(torch.int8)
+    if floats:
+        panels = panels.view(columns // PANEL, k_padded, PANEL).permute(0, 2, 1)
+    else:
+        panels = panels.view(columns // PANEL, k_padded // GROUP, PANEL, GROUP).permute(0, 2, 1, 3)
     return PackedLayer(
-        weight=panels.permute(0, 2, 1, 3).reshape(columns, k_padded)[:n, :k].contiguous(),
+        weight=panels.reshape(columns, k_padded)[:n, :k].contiguous(),
         weight_scale=scale.view(torch.float32)[:n],
         bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
         activation=ACTIVATIONS[activation],
         depth=depth,
         wide=int(starts.view(torch.int32)[-1]) / (count * k_padded // (GROUP * depth)) if depth > 1 else 1.0,
+        keeps_floats=floats,
     )
 
 
 def _check_stack(
-    weights: list[Tensor], weight_scales: list[Tensor], biases: list[Tensor | None], activations: list[str]
+    weights: list[Tensor],
+    weight_scales: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    keeps_floats: list[bool],
 ) -> None:
-    lengths = [len(weights), len(weight_scales), len(biases), len(activations)]
+    lengths = [len(column) for column in (weights, weight_scales, biases, activations, keeps_floats)]
     if len(set(lengths)) != 1 or not 1 <= lengths[0] <= MAX_LAYERS:
         raise KernelInputError(
-            f"weights, weight_scales, biases and activations have {lengths} entries; give 1 to {MAX_LAYERS}, "
-            "as many of each"
+            f"weights, weight_scales, biases, activations and keeps_floats have {lengths} entries; give 1 to "
+            f"{MAX_LAYERS}, as many of each"
         )
     for i, weight in enumerate(weights):
         problem = weight_problem(weight, weight_scales[i], biases[i]) or sum_problem(weight)

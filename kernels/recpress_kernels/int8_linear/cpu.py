@@ -31,17 +31,23 @@ def int8_linear(x: Tensor, weight: Tensor, *operands) -> Tensor:
     """The op on ``x`` ``[M, K]``: ``[M, N]``. The operands are those of the reference."""
     if native.linear is None:
         return reference.int8_linear(x, weight, *operands, accumulate=accumulate)
-    return _native(x, weight, *operands)
+    return canonical("int8_linear", x, weight, *operands)
 
 
-def _native(
+def canonical(
+    op: str,
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
     activation: str,
     *pairs: Tensor | None,
+    keeps_floats: bool = False,
 ) -> Tensor:
+    """The native kernel on canonical weights, each panel of which it packs on the way.
+
+    ``keeps_floats``: x is not quantised, as in weight_only_linear.
+    """
     weight, weight_scale = weight.contiguous(), weight_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     arguments = native.LinearArguments(
@@ -49,9 +55,10 @@ def _native(
         scales=weight_scale.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         activation=ACTIVATIONS.index(activation),
+        keeps_floats=keeps_floats,
     )
     y, code = run(x, weight.shape[0], arguments, *pairs)
-    native.check("int8_linear", code)
+    native.check(op, code)
     return y
 
 

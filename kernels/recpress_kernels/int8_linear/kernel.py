@@ -185,7 +185,7 @@ def _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE: tl.constexpr):
 
 
 @triton.jit
-def _block_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def block_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Which block a program computes: columns of GROUP_M blocks of rows, so that neighbours share w in L2."""
     m_blocks, n_blocks = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     first = pid // (GROUP_M * n_blocks) * GROUP_M
@@ -222,7 +222,7 @@ def gemm_kernel(
     GROUP_M: tl.constexpr,
 ):
     HALF: tl.constexpr = BLOCK_N // HALVES
-    m_block, n_block = _block_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m_block, n_block = block_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     split = tl.program_id(1)
     rm = m_block * BLOCK_M + tl.arange(0, BLOCK_M)
     rn = n_block * BLOCK_N + tl.arange(0, HALF)
@@ -312,7 +312,7 @@ def gemm_tma_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    m_block, n_block = _block_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m_block, n_block = block_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m_begin, n_begin = m_block * BLOCK_M, n_block * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for k in range(0, K, BLOCK_K):  # the descriptor gives zeros past every edge

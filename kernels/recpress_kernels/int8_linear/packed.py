@@ -9,6 +9,7 @@ from recpress_kernels.formats.packed import PackedLayer, unpack, widths
 from recpress_kernels.int8_linear import cpu
 from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, out_dtype, pair_problem, rows_of
 from recpress_kernels.library import LIBRARY, direct
+from recpress_kernels.weight_only_linear.reference import weight_only_linear as weight_only
 
 _OP = "int8_linear_packed"
 _FLOAT_CODES = {dtype: native.DTYPES[dtype] for dtype in FLOATS}
@@ -107,7 +108,10 @@ def _general(op: str, x: Tensor, packed: Tensor, out_features: int, most: int) -
         y = rows
         for layer in _layers(op, x, packed, out_features, most):
             operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
-            y = cpu.int8_linear(y, *operands, None, None, None, None)
+            if layer.keeps_floats:
+                y = weight_only(y, *operands)
+            else:
+                y = cpu.int8_linear(y, *operands, None, None, None, None)
     return y.view(*x.shape[:-1], out_features)
 
 
@@ -132,6 +136,8 @@ def _cpu(
     rows = rows_of(x)
     if native.linear is None:
         (layer,) = _layers(_OP, x, packed, out_features, 1)
+        if layer.keeps_floats:
+            native.check(_OP, native.FLOAT_INPUTS)
         operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
         y = cpu.int8_linear(rows, *operands, *pairs)
     else:

@@ -18,9 +18,10 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 4
+_ABI = 5
 
 STACK = -10
+FLOAT_INPUTS = -13
 FEATURES = (-4, -5)
 """The codes for x and y of other widths than the packed layers': the caller knows the numbers."""
 _ERRORS = {
@@ -35,6 +36,7 @@ _ERRORS = {
     "leave out_scale away to get NaN in that row, or find where x came from",
     -11: "offsets do not describe bags of these indices",
     -12: "an index is outside its table",
+    -13: "this packed layer keeps its inputs as floats; leave out x_scale, x_zero_point, out_scale and out_zero_point",
     -10: "packed holds a stack of several layers; give it to int8_mlp_packed",
     -9: "this instruction set is not built in or not on this CPU",
 }
@@ -57,7 +59,7 @@ class LinearArguments(ctypes.Structure):
         ("packed_bytes", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("canonical", "scales", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "x_stride", "n", "k")),
-        *((name, ctypes.c_int32) for name in ("x_dtype", "y_dtype", "activation", "isa")),
+        *((name, ctypes.c_int32) for name in ("x_dtype", "y_dtype", "activation", "isa", "keeps_floats")),
         ("x_scale", ctypes.c_float),
         ("y_scale", ctypes.c_float),
         ("x_zero_point", ctypes.c_int32),

@@ -25,6 +25,7 @@ enum Status : int32_t {
     kStack = -10,         // several layers where one is expected
     kOffsets = -11,       // offsets do not begin with 0, go down, or do not end with the number of indices
     kIndex = -12,         // an index outside its table
+    kFloatInputs = -13,   // a calibrated pair, or quantised x, for a layer whose inputs stay float
 };
 
 enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
@@ -35,9 +36,9 @@ enum Isa : int32_t { kAuto = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
 constexpr int kPanel = 16;  // output columns that lie together
 constexpr int kGroup = 4;   // consecutive k of one column that lie together
 constexpr int kStep = 16;   // k is padded with zero weights to a multiple of this
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kLayout = 0x00100410;  // panel, group, step
-constexpr int32_t kHasBias = 1;
+constexpr int32_t kHasBias = 1, kKeepsFloats = 2;  // flags; the second: inputs are not quantised
 
 struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
     char magic[8];     // "RPINT8\0\0"
@@ -50,7 +51,7 @@ struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
 struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, multiples of 64
     int32_t n, k, k_padded, activation, flags;
     int32_t depth;    // vpmaddubsw products that are added in 16 bits before they are widened: 1, 2 or 4
-    int64_t weights;  // int8 [panels][k_padded / 4][16][4]
+    int64_t weights;  // int8 [panels][k_padded / 4][16][4], or [panels][k_padded][16] where floats are kept
     int64_t sums;     // int32 [panels * 16], sum_k w[n, k]
     int64_t scales;   // float32 [panels * 16]
     int64_t bias;     // float32 [panels * 16], zeros without a bias
@@ -64,6 +65,7 @@ static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the pack
 struct Layer {
     int64_t n, k, k_padded;
     int32_t activation, depth;
+    bool keeps_floats;    // inputs stay float32, weights are widened
     const int32_t* wide;  // null where depth is 1
     int64_t wide_count;   // of all lists
     const int8_t* weights;

@@ -73,7 +73,8 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
         wide_count = wide[panels];
         if (wide_count < 0 || !within(h.wide, (panels + 1 + wide_count) * 4, front, head.bytes)) return kCorrupt;
     }
-    *layer = {h.n, h.k, h.k_padded, h.activation, h.depth, wide, wide_count,
+    if (h.flags & ~(kHasBias | kKeepsFloats)) return kCorrupt;
+    *layer = {h.n, h.k, h.k_padded, h.activation, h.depth, (h.flags & kKeepsFloats) != 0, wide, wide_count,
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
@@ -126,12 +127,18 @@ void pack_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padd
     }
 }
 
+void pack_float_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padded, int8_t* panel, int32_t*) {
+    std::memset(panel, 0, size_t(k_padded) * kPanel);
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t i = 0; i < k; i++) panel[i * kPanel + c] = weight[c * k + i];
+}
+
 }  // namespace recpress
 
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 4; }
+RP_EXPORT int32_t recpress_abi() { return 5; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
@@ -160,7 +167,7 @@ struct LinearArguments {
     const int8_t* canonical;
     const float *scales, *bias;
     int64_t rows, x_stride, n, k;
-    int32_t x_dtype, y_dtype, activation, isa;
+    int32_t x_dtype, y_dtype, activation, isa, keeps_floats;
     float x_scale, y_scale;  // 0 where there is none
     int32_t x_zero_point, y_zero_point;
 };
@@ -171,12 +178,14 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
               {a->y_scale, a->y_zero_point}, layers, 1, a->canonical};
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
-        layers[0] = {a->n, a->k, k_padded, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
+        bool keeps_floats = a->keeps_floats != 0;
+        layers[0] = {a->n, a->k, k_padded, a->activation, 1, keeps_floats, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
         if (call.layer_count != 1) return kStack;
         if (layers[0].k != a->k) return kInFeatures;
         if (layers[0].n != a->n) return kOutFeatures;
     }
+    if (layers[0].keeps_floats && (a->x_scale != 0.0f || a->y_scale != 0.0f || a->x_dtype == kUInt8)) return kFloatInputs;
     return dispatch(a->isa, call);
 }

@@ -21,6 +21,8 @@ struct Chunk {
     int64_t count;
     float* y;  // [rows, y_stride]
     int64_t y_stride;
+    float* floats;  // [rows, floats_stride], in place of q where the layer keeps floats
+    int64_t floats_stride;
 };
 
 constexpr int kGroupBytes = recpress::kPanel * recpress::kGroup;  // of one group of one panel
@@ -194,11 +196,15 @@ inline void products(const recpress::Layer& layer, const Chunk& chunk) {
     panels<1>(layer, chunk);
 }
 
-inline void multiply(const recpress::Layer& layer, const Chunk& chunk) {
-    products(layer, chunk);
+inline void activate(const recpress::Layer& layer, const Chunk& chunk) {
     if (layer.activation <= recpress::kRelu) return;
     // A pass of its own, so that the tile calls nothing and keeps its sums in registers.
     for (int64_t r = 0; r < chunk.count; r++) smooth(layer.activation, layer.n, chunk.y + r * chunk.y_stride);
+}
+
+inline void multiply(const recpress::Layer& layer, const Chunk& chunk) {
+    products(layer, chunk);
+    activate(layer, chunk);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "abi.h"
 #include "halves.h"
 #include "multiply.h"
+#include "multiply_floats.h"
 #include "pack.h"
 
 namespace {
@@ -66,6 +67,7 @@ struct Buffers {
 
     int64_t chunk, q_stride, y_stride;
     float *y[2], *wide;  // wide: one row of halves as floats
+    float* floats;       // [chunk, q_stride], where the first layer keeps them
     uint16_t* halves;
     uint8_t* q;
     Row* rows;
@@ -85,19 +87,38 @@ struct Buffers {
         int64_t wide_bytes = call.x_dtype == recpress::kFloat32 ? 0 : q_stride * 4;
         int64_t row_bytes = round_up(chunk * int64_t(sizeof(Row)), 64);
         int64_t panel_bytes = call.canonical ? k * recpress::kPanel : 0;
+        int64_t float_bytes = call.layers[0].keeps_floats ? chunk * q_stride * 4 : 0;
         auto* at = static_cast<uint8_t*>(recpress::scratch(
-            size_t(2 * y_bytes + q_bytes + wide_bytes + y_stride * 2 + row_bytes + panel_bytes)));
+            size_t(2 * y_bytes + q_bytes + wide_bytes + y_stride * 2 + row_bytes + panel_bytes + float_bytes)));
         if (!at) return false;
         y[0] = reinterpret_cast<float*>(at), at += y_bytes;
         y[1] = reinterpret_cast<float*>(at), at += y_bytes;
         q = at, at += q_bytes;
         wide = reinterpret_cast<float*>(at), at += wide_bytes;
+        floats = reinterpret_cast<float*>(at), at += float_bytes;
         rows = reinterpret_cast<Row*>(at), at += row_bytes;
         halves = reinterpret_cast<uint16_t*>(at), at += y_stride * 2;
         panel = reinterpret_cast<int8_t*>(at);
         return true;
     }
 };
+
+// The chunk's rows as floats, for a layer that does not quantise them.
+inline void keep_chunk(const Call& call, int32_t layer, int64_t first, const Buffers& b, Chunk* c) {
+    int64_t k = call.layers[layer].k;
+    c->floats = layer > 0 ? b.y[(layer - 1) & 1] : b.floats;
+    c->floats_stride = layer > 0 ? b.y_stride : b.q_stride;
+    for (int64_t r = 0; r < c->count; r++) {
+        float* row = c->floats + r * c->floats_stride;
+        int64_t at = (first + r) * call.x_stride;
+        if (layer > 0 && call.x_dtype != recpress::kFloat32)
+            round_through(row, k, call.x_dtype, b.halves);
+        else if (layer == 0 && call.x_dtype != recpress::kFloat32)
+            widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, row);
+        else if (layer == 0)
+            std::memcpy(row, static_cast<const float*>(call.x) + at, size_t(k) * sizeof(float));
+    }
+}
 
 // Quantise the chunk's rows of one layer's input.
 inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t first, const Buffers& b, Chunk* c) {
@@ -134,14 +155,15 @@ inline void multiply_canonical(const Call& call, const Buffers& b, const Chunk& 
         int64_t columns = whole.n - n < recpress::kPanel ? whole.n - n : recpress::kPanel;
         int32_t sums[recpress::kPanel] = {};
         float scales[recpress::kPanel] = {}, bias[recpress::kPanel] = {};
-        recpress::pack_panel(call.canonical + n * whole.k, columns, whole.k, whole.k_padded, b.panel, sums);
+        auto* pack = whole.keeps_floats ? recpress::pack_float_panel : recpress::pack_panel;
+        pack(call.canonical + n * whole.k, columns, whole.k, whole.k_padded, b.panel, sums);
         std::memcpy(scales, whole.scales + n, size_t(columns) * 4);
         if (whole.bias) std::memcpy(bias, whole.bias + n, size_t(columns) * 4);
         Layer one = whole;
         one.n = columns, one.weights = b.panel, one.sums = sums, one.scales = scales, one.bias = bias;
         Chunk part = chunk;
         part.y = chunk.y + n;
-        multiply(one, part);
+        one.keeps_floats ? multiply_floats(one, part) : multiply(one, part);
     }
 }
 
@@ -168,14 +190,20 @@ inline recpress::Status run(const Call& call) {
     for (int64_t first = 0; first < call.rows; first += b.chunk) {
         int64_t count = call.rows - first < b.chunk ? call.rows - first : b.chunk;
         for (int32_t i = 0; i < call.layer_count; i++) {
-            Chunk chunk{b.q, b.q_stride, b.rows, count, b.y[i & 1], b.y_stride};
+            Chunk chunk{b.q, b.q_stride, b.rows, count, b.y[i & 1], b.y_stride, nullptr, 0};
             bool last = i + 1 == call.layer_count;
             if (last && direct) {
                 chunk.y = static_cast<float*>(call.y) + first * call.layers[i].n;
                 chunk.y_stride = call.layers[i].n;
             }
-            if (auto status = quantize_chunk(call, i, first, b, &chunk)) return status;
-            call.canonical ? multiply_canonical(call, b, chunk) : multiply(call.layers[i], chunk);
+            if (call.layers[i].keeps_floats)
+                keep_chunk(call, i, first, b, &chunk);
+            else if (auto status = quantize_chunk(call, i, first, b, &chunk))
+                return status;
+            if (call.canonical)
+                multiply_canonical(call, b, chunk);
+            else
+                call.layers[i].keeps_floats ? multiply_floats(call.layers[i], chunk) : multiply(call.layers[i], chunk);
             if (last && !direct)
                 if (auto status = write_chunk(call, first, chunk)) return status;
         }

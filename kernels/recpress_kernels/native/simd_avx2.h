@@ -109,6 +109,10 @@ inline Bytes broadcast4(const uint8_t* p) {
     std::memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
 }
+// W weights as floats.
+inline F load_weights(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
 // acc[c] + sum of 4 products. a is at most 127, so vpmaddubsw cannot saturate: 2 * 127 * 128 < 2^15.
 //
 // In assembly, since GCC 12 makes copies of the sums, and a spill, in each turn of the loop: 2.1 in place of 2.8 cycles

@@ -23,6 +23,12 @@ static inline __m512i _mm512_cvtepu8_epi32(__m128i a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
     return _mm512_loadu_si512(out);
 }
+static inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
+    int32_t out[16];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_cvtepi8_epi32(a));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
+    return _mm512_loadu_si512(out);
+}
 static inline __m512i _mm512_cvtps_epi32(__m512 a) {
     float in[16];
     int32_t out[16];
@@ -105,6 +111,10 @@ inline Bytes broadcast4(const uint8_t* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
+}
+// W weights as floats.
+inline F load_weights(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 inline I dot4(I acc, Bytes a, Bytes w) { return {_mm512_dpbusd_epi32(acc.v, a, w)}; }
 

@@ -79,6 +79,13 @@ inline Bytes broadcast4(const uint8_t* p) {
     std::memcpy(&four, p, 4);
     return {(Char16)Int4{four, four, four, four}};
 }
+// W weights as floats.
+inline F load_weights(const int8_t* p) {
+    typedef int8_t Weights __attribute__((vector_size(4)));
+    Weights weights;
+    std::memcpy(&weights, p, 4);
+    return {__builtin_convertvector(weights, Float4)};
+}
 inline I dot4(I acc, Bytes a, Bytes w) {
     // A product of at most 127 * 128 fits in 16 bits. Neighbours are added in halves of 32, then of 64 bits.
     Short16 product = __builtin_convertvector(a.v, Short16) * __builtin_convertvector(w.v, Short16);

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from recpress.artifact.lower import LINEARS
 from recpress.artifact.manifest import DTYPES, Golden, InputSpec
 from recpress.errors import ExportError
 from recpress_kernels.formats.rows import split_rows_int8
@@ -133,14 +134,14 @@ def measure(module: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[t
 
 
 class _Nudged(torch.fx.Interpreter):
-    """Runs a graph with the inputs of its int8 layers moved by a few units in the last place."""
+    """Runs a graph with the inputs of its compressed layers moved by a few units in the last place."""
 
     def __init__(self, module: torch.fx.GraphModule, seed: int) -> None:
         super().__init__(module)
         self.generator = torch.Generator().manual_seed(seed)
 
     def call_function(self, target, args, kwargs):
-        if target is torch.ops.recpress.int8_linear.default:
+        if target in LINEARS:
             x = args[0]
             ulps = torch.randint(-_ULPS, _ULPS + 1, x.shape, generator=self.generator)
             args = ((x * (1 + ulps * torch.finfo(x.dtype).eps)).to(x.dtype), *args[1:])
@@ -164,10 +165,10 @@ def _change_scales(module: torch.fx.GraphModule) -> Iterator[str]:
 
 
 def _compressed_weights(module: torch.fx.GraphModule) -> dict[str, bool]:
-    """Names of the int8 layers' scales and of the quantised tables in the graph, and whether it is a table."""
+    """Names of the compressed layers' scales and of the quantised tables in the graph, and whether it is a table."""
     found: dict[str, bool] = {}
     for node in module.graph.nodes:
-        if node.target is torch.ops.recpress.int8_linear.default:
+        if node.target in LINEARS:
             found[node.args[2].target] = False
         elif node.target is torch.ops.recpress.embedding_bag_rows.default:
             found.update((table.target, True) for table in node.args[0])

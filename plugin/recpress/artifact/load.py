@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
-from recpress.artifact.lower import lower
+from recpress.artifact.lower import lower, lower_to_gpu
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
 from recpress.errors import ArtifactError
 
@@ -98,7 +98,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
 
         program = move_to_device_pass(program, str(device))
     module = program.module(check_guards=False)
-    kernels = lower(module) if torch.device(device).type == "cpu" else "Triton-language kernels"
+    kernels = lower(module) if torch.device(device).type == "cpu" else lower_to_gpu(module)
     # Without guards and without export's hooks, which check shapes before every call (200 us): LoadedModel and the
     # server have checked them already. The new module holds the tensors that its graph reads, no others.
     module = torch.fx.GraphModule(module, module.graph)

@@ -1,8 +1,8 @@
-"""Rewrite a loaded graph for the CPU at hand: stacks of int8 layers, packed, and look-ups, in one call each.
+"""Rewrite a loaded graph for the device at hand.
 
-The artifact holds canonical weights and one op a layer. Here each chain of ``int8_linear`` and activations becomes
-one call on a buffer that the native kernels read; it computes the same bits. Graph nodes that do nothing go too:
-at batch 1 a recommender costs its calls.
+The artifact holds canonical weights and one op a layer. On a CPU each chain of ``int8_linear``, ``weight_only_linear``
+and activations becomes one call on a buffer that the native kernels read, and look-ups become one call; graph nodes
+that do nothing go too: at batch 1 a recommender costs its calls. On a GPU rows of weights are padded to whole vectors.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,18 @@ from recpress.artifact.lower_tables import lower_tables
 from recpress_kernels import int8_mlp_packed, native, pack_stack
 
 _OPS = torch.ops.aten
+LINEARS = {
+    torch.ops.recpress.int8_linear.default: False,
+    torch.ops.recpress.weight_only_linear.default: True,
+}
+"""The ops of compressed linear layers, and whether their inputs stay float."""
 _ACTIVATIONS = {_OPS.relu.default: "relu", _OPS.sigmoid.default: "sigmoid", _OPS.silu.default: "silu"}
 _INT64_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
 class _Stack:
-    """A chain of layers: each ``int8_linear`` node with the name of its activation, and the node that ends it."""
+    """A chain of layers: each linear node with the name of its activation, and the node that ends it."""
 
     layers: list[tuple[Node, str]]
     end: Node
@@ -31,7 +36,7 @@ def lower(module: GraphModule) -> str:
 
     Without native kernels the graph is left as it is.
     """
-    linears = [n for n in module.graph.nodes if n.target is torch.ops.recpress.int8_linear.default]
+    linears = _linears(module)
     status = native.status()
     if not status.ok:
         return f"{len(linears)} int8 layers through torch's float32 matmul, slower: {status.reason}"
@@ -52,6 +57,22 @@ def lower(module: GraphModule) -> str:
     rest = f", {left} one at a time" if left else ""
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
     return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{looked}"
+
+
+def lower_to_gpu(module: GraphModule) -> str:
+    """Pad the weights' rows in place so that a GPU reads them in whole vectors; a sentence on what runs the layers."""
+    from recpress_kernels.int8_linear.cuda import pad_rows  # triton exists on Linux alone
+
+    linears = _linears(module)
+    for weight in {node.args[1] for node in linears}:
+        if weight.op == "get_attr":
+            owner, _, name = weight.target.rpartition(".")
+            setattr(module.get_submodule(owner), name, pad_rows(module.get_buffer(weight.target)))
+    return f"{len(linears)} int8 layers through Triton-language kernels"
+
+
+def _linears(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.target in LINEARS]
 
 
 def drop_identities(module: GraphModule) -> None:
@@ -77,7 +98,7 @@ def _follow(node: Node) -> _Stack:
         end, activation = _with_activation(node)
         layers.append((node, activation))
         after = _only_user(end)
-        linear = after is not None and after.target is torch.ops.recpress.int8_linear.default
+        linear = after is not None and after.target in LINEARS
         if not (linear and after.args[0] is end and _packable(after)):
             return _Stack(layers, end)
         node = after
@@ -102,7 +123,9 @@ def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
     for node, _ in stack.layers:
         for column, given in zip(operands, (*node.args[1:], None)[:3], strict=True):
             column.append(None if given is None else module.get_buffer(given.target))
-    module.register_buffer(name, pack_stack(*operands, [activation for _, activation in stack.layers]))
+    activations = [activation for _, activation in stack.layers]
+    keeps_floats = [LINEARS[node.target] for node, _ in stack.layers]
+    module.register_buffer(name, pack_stack(*operands, activations, keeps_floats=keeps_floats))
     with module.graph.inserting_before(stack.end):
         packed = module.graph.get_attr(name)
         out_features = operands[0][-1].shape[0]

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from support.small import small_inputs
+from support.small import small_inputs, small_model
 from torch import nn
 
 import recpress
-from recpress.artifact.lower import lower
+from recpress.artifact.lower import lower, lower_to_gpu
 from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
 from recpress.layers import Int8Embedding, Int8EmbeddingBag
-from recpress_kernels import RowTables, embedding_bag_rows, look_up_rows
+from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
 from recpress_kernels.formats.rows import quantize_rows_int8
 
 OP = torch.ops.recpress.embedding_bag_rows.default
@@ -191,3 +191,30 @@ def test_a_loaded_model_holds_what_it_reads_and_says_what_runs(artifact, compres
     dense, sparse = small_inputs(9, seed=4)
     want = compressed.model(dense, sparse)
     torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["logit"], want, rtol=0, atol=1e-5)
+
+
+def test_layers_of_both_kinds_become_one_call(tmp_path):
+    recipe = recpress.Recipe(overrides={"top.0": "int8-weights", "bottom.*": "int8-weights"})
+    compressed = recpress.compress(small_model(), recipe)
+    assert {row.scheme for row in compressed.report.rows if row.layer == "Linear"} == {
+        "int8 weights a channel, activations not quantised",
+        "int8 weights a channel, 7-bit activations a row",
+    }
+    recpress.export(compressed, tmp_path / "a", example_inputs=small_inputs(8), input_names=("dense", "sparse"))
+    model = recpress.load(tmp_path / "a")
+    assert "4 int8 layers in 2 calls" in model.kernels and calls(model.module, int8_mlp_packed) == 2
+    kinds = [[one.keeps_floats for one in unpack(b)] for n, b in model.module.named_buffers() if n.startswith("packed")]
+    assert sorted(kinds) == [[True, False], [True, True]]
+    dense, sparse = small_inputs(9, seed=4)
+    want = compressed.model(dense, sparse)
+    torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["output"], want, rtol=0, atol=1e-5)
+
+
+def test_on_a_gpu_rows_of_weights_are_padded_and_give_the_same_bits(compressed):
+    inputs = small_inputs(8)
+    module = torch.export.export(compressed.model, inputs).module()
+    want = module(*inputs)
+    assert lower_to_gpu(module) == "4 int8 layers through Triton-language kernels"
+    strides = {name: b.stride(0) for name, b in module.named_buffers() if b.dtype == torch.int8}
+    assert strides == {"bottom.0.weight": 16, "bottom.2.weight": 16, "top.0.weight": 32, "top.2.weight": 32}
+    assert torch.equal(module(*inputs), want)
