@@ -72,10 +72,10 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
     with _one_thread(), _progress(console) as step:
         data, model = _train(step, seed, epochs)
         step("compressing and evaluating")
-        compressed = compress(model, "int8", evaluate=lambda m: quality(m, data.test))
+        examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
+        compressed = compress(model, "int8", calibration=[examples], evaluate=lambda m: quality(m, data.test))
         step("exporting, loading back and comparing")
         artifact, repository = output / "artifact", output / "model_repository"
-        examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
         export(
             compressed,
             artifact,

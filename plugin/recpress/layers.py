@@ -17,27 +17,37 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 class Int8Linear(nn.Module):
     """``nn.Linear`` on int8 weights ``[out, in]``; activations are quantised to 7 bits a row at a time.
 
-    Buffers: ``weight`` int8 ``[out, in]``, ``weight_scale`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None.
+    Buffers: ``weight`` int8 ``[out, in]``, ``weight_scale`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None, and
+    ``multiplier`` float32 ``[in]``, by which inputs are multiplied first, or None.
     """
 
     scheme = "int8 weights a channel, 7-bit activations a row"
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, multiplier: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
+        self.register_buffer("multiplier", multiplier)
+        if multiplier is not None:
+            self.scheme = f"{self.scheme}, columns evened out"
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> "Int8Linear":
-        """Quantise the weights of ``linear``; its bias is kept as float32."""
-        weight, scale = quantize_per_channel(linear.weight)
-        return cls(weight, scale, None if linear.bias is None else linear.bias.detach().float().clone())
+    def from_linear(cls, linear: nn.Linear, multiplier: Tensor | None = None) -> "Int8Linear":
+        """Quantise the weights of ``linear``, divided by ``multiplier``; its bias is kept as float32."""
+        dense = linear.weight if multiplier is None else linear.weight.detach() / multiplier
+        weight, scale = quantize_per_channel(dense)
+        bias = None if linear.bias is None else linear.bias.detach().float().clone()
+        return cls(weight, scale, bias, multiplier)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of x."""
-        return int8_linear(x, self.weight, self.weight_scale, self.bias)
+        return int8_linear(
+            x if self.multiplier is None else x * self.multiplier, self.weight, self.weight_scale, self.bias
+        )
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -143,14 +153,16 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
     return None
 
 
-def compressed(layer: nn.Module, scheme: str) -> nn.Module:
+def compressed(layer: nn.Module, scheme: str, multiplier: Tensor | None = None) -> nn.Module:
     """``layer``, for which :func:`refusal` is None, as ``scheme``: int8, or for a ``nn.Linear`` int8-weights.
+
+    ``multiplier`` is that of an int8 ``nn.Linear``.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
     if isinstance(layer, nn.Linear):
-        return (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer)
+        return (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, multiplier)
     if isinstance(layer, nn.EmbeddingBag):
         return Int8EmbeddingBag.from_embedding_bag(layer)
     return Int8Embedding.from_embedding(layer)

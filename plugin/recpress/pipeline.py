@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recpress.errors import CalibrationError
+from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
 from recpress.rewrite import Row, rewrite
 
-Inputs = Tensor | tuple | list | Mapping
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -62,22 +61,23 @@ def compress(
         model: a trained model; it is not changed. The result is in eval mode whatever mode it is in.
         recipe: a :class:`Recipe`, the name of a preset, or the path of a YAML file.
         calibration: inputs to run the model on, each a tensor, a tuple of positional arguments or a mapping
-            of keyword arguments. Layers that none of them reaches are left alone and reported so.
+            of keyword arguments; some thousand rows like those that the model will score. Layers that none of
+            them reaches are left alone and reported so; of the others the report gives the error on them.
         evaluate: called with the original and with the compressed model, both in eval mode; returns metrics
             by name, which go into the report and the artifact.
 
     Raises:
         RecipeError: the recipe is wrong, or does not fit the model.
         UnsupportedLayerError: a layer's weights cannot be quantised (NaN, infinity, beyond float16).
-        CalibrationError: calibration is empty, or the model fails on it.
+        CalibrationError: calibration is empty, the model fails on it, or it gives a layer NaN or infinity.
     """
     recipe = as_recipe(recipe)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        reached = None if calibration is None else _reached(model, calibration)
+        captured = None if calibration is None else capture(model, calibration)
         before = _evaluate(model, evaluate)
-        new, rows = rewrite(model, recipe, reached=reached)
+        new, rows = rewrite(model, recipe, captured=captured)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -89,36 +89,3 @@ def _evaluate(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
         return {}
     with torch.no_grad():
         return {str(name): float(value) for name, value in evaluate(model).items()}
-
-
-def _reached(model: nn.Module, calibration: Iterable[Inputs]) -> set[int]:
-    """Ids of the modules that are called while the model runs on the calibration inputs."""
-    reached: set[int] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: reached.add(id(module))) for module in model.modules()]
-    count = 0
-    try:
-        with torch.inference_mode():
-            for inputs in calibration:
-                _call(model, inputs, count)
-                count += 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise CalibrationError("calibration holds no inputs; give at least one, or None to go without")
-    return reached
-
-
-def _call(model: nn.Module, inputs: Inputs, position: int) -> None:
-    try:
-        if isinstance(inputs, Mapping):
-            model(**inputs)
-        elif isinstance(inputs, tuple | list):
-            model(*inputs)
-        else:
-            model(inputs)
-    except Exception as error:
-        raise CalibrationError(
-            f"the model fails on calibration input {position}: {type(error).__name__}: {error}; give tensors, "
-            "tuples of positional arguments or mappings of keyword arguments that it takes"
-        ) from error

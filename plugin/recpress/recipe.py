@@ -29,6 +29,8 @@ class Recipe(BaseModel):
         linear: scheme of every ``nn.Linear``. ``"int8"``: weights int8 with a scale an output channel,
             activations quantised to 7 bits a row at a time while the model runs. ``"int8-weights"``: the same weights,
             activations as they are (W8A16): the bytes of int8 without what 7-bit activations cost, and less speed.
+        smooth: with calibration inputs, even out the columns of an ``"int8"`` layer's inputs where that lessens its
+            error (SmoothQuant, its alpha searched; quantize/smooth.py).
         embedding: scheme of every ``nn.Embedding`` and ``nn.EmbeddingBag``. ``"int8"``: rows of int8 codes
             with a float16 scale and bias in the row.
         overrides: scheme by the layer's name or a pattern over names (``*``, ``?``, ``[...]``), such as
@@ -40,6 +42,7 @@ class Recipe(BaseModel):
 
     name: str = "custom"
     linear: Scheme = "int8"
+    smooth: bool = True
     embedding: Literal["int8", "keep"] = "int8"
     overrides: dict[str, Scheme] = {}
 

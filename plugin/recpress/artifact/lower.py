@@ -2,12 +2,15 @@
 
 The artifact holds canonical weights and one op a layer. On a CPU each chain of ``int8_linear``, ``weight_only_linear``
 and activations becomes one call on a buffer that the native kernels read, and look-ups become one call; graph nodes
-that do nothing go too: at batch 1 a recommender costs its calls. On a GPU rows of weights are padded to whole vectors.
+that do nothing go too: at batch 1 a recommender costs its calls. A multiplication by powers of two between layers, as
+evening out the columns leaves them, goes into the scales and bias of the layer before, where it changes no bit. On a
+GPU rows of weights are padded to whole vectors.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from recpress.artifact.lower_tables import lower_tables
@@ -24,10 +27,19 @@ _INT64_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """A chain of layers: each linear node with the name of its activation, and the node that ends it."""
+class _Layer:
+    """A linear node, the name of its activation, and what its outputs are then multiplied by."""
 
-    layers: list[tuple[Node, str]]
+    node: Node
+    activation: str
+    multiplier: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A chain of layers, and the node that ends it."""
+
+    layers: list[_Layer]
     end: Node
 
 
@@ -45,8 +57,8 @@ def lower(module: GraphModule) -> str:
     taken: set[Node] = set()
     for node in linears:
         if node not in taken and _packable(node):
-            stack = _follow(node)
-            taken.update(layer for layer, _ in stack.layers)
+            stack = _follow(module, node)
+            taken.update(layer.node for layer in stack.layers)
             stacks.append(stack)
     for i, stack in enumerate(stacks):
         _replace(module, stack, f"packed_{i}")
@@ -92,16 +104,33 @@ def _packable(node: Node) -> bool:
     return not node.kwargs and len(node.args) <= 4 and all(n is None or n.op == "get_attr" for n in node.args[1:])
 
 
-def _follow(node: Node) -> _Stack:
+def _follow(module: GraphModule, node: Node) -> _Stack:
     layers = []
     while True:
         end, activation = _with_activation(node)
-        layers.append((node, activation))
+        before, multiplier = end, None
         after = _only_user(end)
+        if after is not None and activation in ("none", "relu"):
+            multiplier = _powers_of_two(module, after, end)
+            if multiplier is not None:
+                before, after = after, _only_user(after)
         linear = after is not None and after.target in LINEARS
-        if not (linear and after.args[0] is end and _packable(after)):
-            return _Stack(layers, end)
+        if not (linear and after.args[0] is before and _packable(after)):
+            return _Stack([*layers, _Layer(node, activation)], end)
+        layers.append(_Layer(node, activation, multiplier))
         node = after
+
+
+def _powers_of_two(module: GraphModule, node: Node, given: Node) -> Tensor | None:
+    """What ``node`` multiplies ``given`` by, where it is one power of two a column."""
+    if node.target is not _OPS.mul.Tensor or node.args[0] is not given:
+        return None
+    other = node.args[1]
+    if not isinstance(other, Node) or other.op != "get_attr":
+        return None
+    multiplier = module.get_buffer(other.target)
+    exact = multiplier.dtype == torch.float32 and multiplier.dim() == 1
+    return multiplier if exact and (torch.frexp(multiplier).mantissa == 0.5).all() else None
 
 
 def _with_activation(node: Node) -> tuple[Node, str]:
@@ -120,15 +149,20 @@ def _only_user(node: Node) -> Node | None:
 
 def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
     operands: list[list] = [[], [], []]
-    for node, _ in stack.layers:
-        for column, given in zip(operands, (*node.args[1:], None)[:3], strict=True):
-            column.append(None if given is None else module.get_buffer(given.target))
-    activations = [activation for _, activation in stack.layers]
-    keeps_floats = [LINEARS[node.target] for node, _ in stack.layers]
+    for layer in stack.layers:
+        weight, *vectors = (
+            None if given is None else module.get_buffer(given.target) for given in (*layer.node.args[1:], None)[:3]
+        )
+        if layer.multiplier is not None:
+            vectors = [None if vector is None else vector * layer.multiplier for vector in vectors]
+        for column, given in zip(operands, (weight, *vectors), strict=True):
+            column.append(given)
+    activations = [layer.activation for layer in stack.layers]
+    keeps_floats = [LINEARS[layer.node.target] for layer in stack.layers]
     module.register_buffer(name, pack_stack(*operands, activations, keeps_floats=keeps_floats))
     with module.graph.inserting_before(stack.end):
         packed = module.graph.get_attr(name)
         out_features = operands[0][-1].shape[0]
-        call = module.graph.call_function(int8_mlp_packed, (stack.layers[0][0].args[0], packed, out_features))
+        call = module.graph.call_function(int8_mlp_packed, (stack.layers[0].node.args[0], packed, out_features))
     call.meta = dict(stack.end.meta)
     stack.end.replace_all_uses_with(call)

@@ -87,6 +87,7 @@ class Layer(_Frozen):
     parameters: int
     bytes_before: int
     bytes_after: int
+    sqnr_db: float | None = None
 
 
 class Manifest(_Frozen):
