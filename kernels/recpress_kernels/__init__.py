@@ -21,6 +21,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
+    from recpress_kernels.formats.sparse24 import Sparse24
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
@@ -30,6 +31,7 @@ __all__ = [
     "KernelInputError",
     "RecpressError",
     "RowTables",
+    "Sparse24",
     "Support",
     "embedding_bag_rows",
     "int8_linear",

@@ -53,7 +53,11 @@ def weight_problem(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) ->
     """What keeps the operands from being a layer in this form, by dtype and shape; empty where nothing does."""
     if weight.dtype != torch.int8 or weight.dim() != 2:
         return f"weight is {weight.dtype} of shape {tuple(weight.shape)}; give int8 [N, K]"
-    n, k = weight.shape
+    return layer_problem(*weight.shape, weight_scale, bias)
+
+
+def layer_problem(n: int, k: int, weight_scale: Tensor, bias: Tensor | None) -> str:
+    """What :func:`weight_problem` finds of a weight ``[n, k]`` in whatever form."""
     if not 1 <= k <= MAX_IN_FEATURES:
         return f"K is {k}; allowed are 1 to {MAX_IN_FEATURES}, what an int32 sum is sure to hold"
     for name, vector in (("weight_scale", weight_scale), ("bias", bias)):

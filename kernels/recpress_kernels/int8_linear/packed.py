@@ -106,7 +106,7 @@ def _general(op: str, x: Tensor, packed: Tensor, out_features: int, most: int) -
     else:
         y = rows
         for layer in _layers(op, x, packed, out_features, most):
-            operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
+            operands = (layer.dense_weight, layer.weight_scale, layer.bias, layer.activation)
             y = cpu.int8_linear(y, *operands, None, None, None, None)
     return y.view(*x.shape[:-1], out_features)
 
@@ -132,7 +132,7 @@ def _cpu(
     rows = rows_of(x)
     if native.linear is None:
         (layer,) = _layers(_OP, x, packed, out_features, 1)
-        operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
+        operands = (layer.dense_weight, layer.weight_scale, layer.bias, layer.activation)
         y = cpu.int8_linear(rows, *operands, *pairs)
     else:
         arguments = native.LinearArguments(packed=packed.data_ptr(), packed_bytes=packed.numel())

@@ -59,13 +59,16 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
     std::memcpy(&h, buffer + sizeof(BufferHeader) + size_t(i) * sizeof(LayerHeader), sizeof h);
     if (h.n < 1 || h.k < 1 || h.k > (1 << 18) || h.k_padded != (h.k + kStep - 1) / kStep * kStep) return kCorrupt;
     if (h.activation < kNone || h.activation > kSilu) return kCorrupt;
+    if (h.flags & ~(kHasBias | kIsSparse24)) return kCorrupt;
+    bool sparse = h.flags & kIsSparse24;
     int64_t columns = (int64_t(h.n) + kPanel - 1) / kPanel * kPanel;
-    if (!within(h.weights, columns * h.k_padded, front, head.bytes)) return kCorrupt;
+    int64_t weights = sparse ? columns / kPanel * (h.k_padded / kSparseUnit) * kSparseUnitBytes : columns * h.k_padded;
+    if (!within(h.weights, weights, front, head.bytes)) return kCorrupt;
     for (int64_t at : {h.sums, h.scales, h.bias})
         if (!within(at, columns * 4, front, head.bytes)) return kCorrupt;
     const int32_t* wide = nullptr;
     int64_t wide_count = 0;
-    if (h.depth != 1 && h.depth != 2 && h.depth != 4) return kCorrupt;
+    if (h.depth != 1 && h.depth != 2 && (h.depth != 4 || sparse)) return kCorrupt;
     if (h.depth > 1) {
         int64_t panels = columns / kPanel;
         if (!within(h.wide, (panels + 1) * 4, front, head.bytes)) return kCorrupt;
@@ -77,7 +80,7 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
-              reinterpret_cast<const float*>(buffer + h.bias)};
+              reinterpret_cast<const float*>(buffer + h.bias), sparse};
     return kOk;
 }
 
@@ -131,7 +134,7 @@ void pack_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t k_padd
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 4; }
+RP_EXPORT int32_t recpress_abi() { return 5; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
@@ -171,7 +174,7 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
               {a->y_scale, a->y_zero_point}, layers, 1, a->canonical};
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
-        layers[0] = {a->n, a->k, k_padded, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
+        layers[0] = {a->n, a->k, k_padded, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias, false};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
         if (call.layer_count != 1) return kStack;
