@@ -3,8 +3,9 @@
 Importing this package registers the ops under ``torch.ops.recpress``:
 
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
-* ``int8_mlp``: a stack of such layers in one call;
-* ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
+* ``int8_sparse24_linear``: the same on int8 weights of which two in four inputs are kept;
+* ``int8_mlp``: a stack of int8_linear layers in one call;
+* ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights, dense or 2:4, packed for the native CPU kernels;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``.
 
@@ -25,6 +26,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
+    from recpress_kernels.int8_sparse24_linear.op import int8_sparse24_linear
 
 __all__ = [
     "IndexBoundsError",
@@ -38,6 +40,7 @@ __all__ = [
     "int8_linear_packed",
     "int8_mlp",
     "int8_mlp_packed",
+    "int8_sparse24_linear",
     "look_up_rows",
     "pack",
     "pack_stack",
