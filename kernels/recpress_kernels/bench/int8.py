@@ -142,9 +142,14 @@ def machine() -> str:
 
 
 def _variants(case: str, widths: list[int]) -> dict[str, Callable]:
-    stack = float_stack(widths)
-    calibration = torch.randn(256, widths[0], generator=torch.Generator().manual_seed(99))
     variants = {name: ours(float_stack(widths, kind), bits) for name, (bits, kind) in OURS.items()}
+    return variants | rivals(case, float_stack(widths))
+
+
+def rivals(case: str, stack: nn.Sequential) -> dict[str, Callable]:
+    """The peers on ``stack``; those that are missing or refuse are printed with their reason and left out."""
+    calibration = torch.randn(256, stack[0].in_features, generator=torch.Generator().manual_seed(99))
+    variants = {}
     for name in peers.PEERS:
         peer, reason = peers.build(name, stack, calibration)
         if peer is None:
