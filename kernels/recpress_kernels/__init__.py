@@ -3,9 +3,10 @@
 Importing this package registers the ops under ``torch.ops.recpress``:
 
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
-* ``int8_mlp``: a stack of such layers in one call;
-* ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
+* ``int8_sparse24_linear``: the same on int8 weights of which two in four inputs are kept;
 * ``weight_only_linear``: int8 weights under float activations;
+* ``int8_mlp``: a stack of int8_linear layers in one call;
+* ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights, dense or 2:4, packed for the native CPU kernels;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``.
 
@@ -22,9 +23,11 @@ if find_spec("torch") is not None:
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
+    from recpress_kernels.formats.sparse24 import Sparse24
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
+    from recpress_kernels.int8_sparse24_linear.op import int8_sparse24_linear
     from recpress_kernels.weight_only_linear.op import weight_only_linear
 
 __all__ = [
@@ -32,12 +35,14 @@ __all__ = [
     "KernelInputError",
     "RecpressError",
     "RowTables",
+    "Sparse24",
     "Support",
     "embedding_bag_rows",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",
     "int8_mlp_packed",
+    "int8_sparse24_linear",
     "look_up_rows",
     "pack",
     "pack_stack",

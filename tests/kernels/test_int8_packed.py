@@ -73,7 +73,7 @@ def test_layout_by_hand():
 def test_products_are_added_in_16_bits_only_where_they_fit(four, fits, where):
     weight = torch.zeros(19, 64, dtype=torch.int8)
     weight[17, where] = torch.tensor(four, dtype=torch.int8)
-    blocks = form._wide_blocks(form._panels(weight)[0])[2]
+    blocks = form._wide_blocks(form._panels(weight))[2]
     assert int(blocks.sum()) == (0 if fits else 1)
     check_extremes(weight)
 
@@ -121,7 +121,7 @@ def test_each_depth_lists_exactly_what_does_not_fit(depth, over):
     if depth == 2:
         weight[17, ::8] += 258 - even * 4
     weight[17, 64] += over
-    blocks = form._wide_blocks(form._panels(weight)[0])[depth]
+    blocks = form._wide_blocks(form._panels(weight))[depth]
     assert int(blocks.sum()) == over
     assert bool(blocks[1, 64 // (4 * depth)]) is over
 

@@ -12,10 +12,12 @@ from unittest import mock
 import pytest
 import torch
 from int8_cases import guarded, hard_rows, layer, rows, same_bits
+from support.sparse24_oracle import canonical
 
 import recpress_kernels as rk
 from recpress_kernels import native
 from recpress_kernels.formats.rows import quantize_rows_int8
+from recpress_kernels.formats.sparse24 import Sparse24, compress, decompress
 
 SOURCES = Path(native.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
@@ -102,6 +104,27 @@ def test_extreme_products(vnni):
     for w in (127, -128):
         y = rk.int8_linear(q, torch.full((17, 64), w, dtype=torch.int8), torch.ones(17), None, "none", *pair)
         assert (y == 127 * w * 64).all()
+
+
+def test_2_to_4_layers(vnni):
+    for k in (1, 4, 13, 65, 479):
+        for n in (1, 17, 33):
+            sparse = Sparse24(*canonical(n, -(-k // 4) * 4), -(-k // 4) * 4)
+            weight = decompress(sparse)[:, :k]
+            packed = rk.pack(compress(weight), torch.ones(n), None, "relu")
+            for m in (1, 2, 6, 7, 49):
+                x = rows(m, k)
+                got, want = both(lambda x=x, p=packed, n=n: rk.int8_linear_packed(x, p, n))
+                assert same_bits(got, want), (m, n, k)
+                assert same_bits(got, rk.int8_linear(rows(m, k), weight, torch.ones(n), None, "relu")), (m, n, k)
+
+
+def test_a_flipped_place_shows(vnni):
+    packed = rk.pack(Sparse24(*canonical(16, 16), 16), torch.ones(16))
+    want = rk.int8_linear_packed(rows(2, 16), packed, 16)
+    places = int(packed[88:96].view(torch.int64)) + 128
+    packed[places] ^= 1
+    assert not same_bits(rk.int8_linear_packed(rows(2, 16), packed, 16), want)
 
 
 def test_tables_of_rows(vnni):

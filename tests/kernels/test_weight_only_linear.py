@@ -5,10 +5,12 @@ import struct
 import pytest
 import torch
 from int8_cases import PATHS, guarded, layer, path, rows, same_bits
+from support.sparse24_oracle import canonical
 from torch.nn import functional
 
 import recpress_kernels as rk
 from recpress_kernels.formats.packed import ACTIVATIONS
+from recpress_kernels.formats.sparse24 import Sparse24, decompress
 from recpress_kernels.weight_only_linear import op
 
 UNIT = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -85,22 +87,30 @@ def test_not_a_number_stays_in_its_row_and_shapes_are_kept(name):
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_stacks_hold_both_kinds_of_layers(name, dtype):
-    layers = [layer(40, 13), layer(33, 40), layer(20, 33), layer(1, 20)]
+def test_stacks_hold_every_kind_of_layers(name, dtype):
+    layers = [layer(40, 13), layer(32, 40), layer(20, 32), layer(1, 20)]
+    layers[2] = (Sparse24(*canonical(20, 32), 32), *layers[2][1:])
     weights, scales, biases = map(list, zip(*layers, strict=True))
     activations, keeps = ["relu", "silu", "relu", "none"], [True, False, False, True]
     packed = rk.pack_stack(weights, scales, biases, activations, keeps_floats=keeps)
     assert [one.keeps_floats for one in rk.unpack(packed)] == keeps
-    assert all(torch.equal(one.weight, w) for one, w in zip(rk.unpack(packed), weights, strict=True))
+    dense = [decompress(w) if isinstance(w, Sparse24) else w for w in weights]
+    assert all(torch.equal(one.dense_weight, w) for one, w in zip(rk.unpack(packed), dense, strict=True))
     for m in (1, 7, 50):
         x = rows(m, 13).to(dtype)
         with path(name):
             want = x
             for operands, activation, keep in zip(layers, activations, keeps, strict=True):
                 one = rk.pack(*operands, activation, keeps_floats=keep)
-                want = rk.int8_linear_packed(want, one, operands[0].shape[0])
+                want = rk.int8_linear_packed(want, one, operands[1].shape[0])
             got = rk.int8_mlp_packed(x, packed, 1)
         assert same_bits(got, want)
+
+
+def test_a_2_4_layer_that_keeps_floats_is_refused():
+    sparse = Sparse24(*canonical(20, 32), 32)
+    with pytest.raises(rk.KernelInputError, match="layer 0: a 2:4 layer that keeps its inputs as floats"):
+        rk.pack(sparse, torch.ones(20), keeps_floats=True)
 
 
 def test_nothing_beyond_the_operands_is_read():
@@ -124,10 +134,11 @@ def test_a_pair_is_refused_where_floats_are_kept(name):
                 rk.int8_linear_packed(x, packed, 17, *pairs)
 
 
+@pytest.mark.parametrize("flags", [8, 6, -1])
 @pytest.mark.parametrize("name", PATHS)
-def test_an_unknown_flag_is_corrupt(name):
+def test_unknown_flags_and_two_kinds_at_once_are_corrupt(name, flags):
     packed = rk.pack(*layer(17, 13))
-    packed[64 + 16 : 64 + 20] = torch.tensor(list(struct.pack("<i", 4)), dtype=torch.uint8)
+    packed[64 + 16 : 64 + 20] = torch.tensor(list(struct.pack("<i", flags)), dtype=torch.uint8)
     with path(name), pytest.raises(rk.KernelInputError, match="corrupt"):
         rk.int8_linear_packed(rows(2, 13), packed, 17)
 

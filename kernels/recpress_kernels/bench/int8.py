@@ -1,13 +1,14 @@
 """Int8 stacks beside the best libraries on one CPU core: ``python -m recpress_kernels.bench.int8 [--json FILE]``.
 
-Every variant runs in one process on one thread, interleaved round by round, so that a change of the machine's state
-meets all of them; medians over rounds. ``ratio_to_best_peer`` is the best peer's median over ours: above 1 we are
-faster. Peers that are not installed, or refuse, are printed with their reason and left out.
+Every variant runs in one process on one thread, interleaved round by round in an order drawn anew, so that a change of
+the machine's state meets all of them; medians over rounds. ``ratio_to_best_peer`` is the best peer's median over ours:
+above 1 we are faster. Peers that are not installed, or refuse, are printed with their reason and left out.
 """
 
 import argparse
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -74,12 +75,19 @@ def ours(stack: nn.Sequential, weight_bits: int) -> Callable[[Tensor], Tensor]:
 def interleaved(
     variants: dict[str, Callable], x: Tensor, *, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of a call of each variant on ``x``, a call of each before that of the next round."""
+    """Median seconds of a call of each variant on ``x``, a call of each before that of the next round.
+
+    The order of the variants is drawn anew each round: what ran before leaves the caches and branch predictors in a
+    state that shifts the median of whoever always follows it, at batch 1 by up to 20 %.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    order, shuffle = list(variants), random.Random(0).shuffle
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
-        for name, call in variants.items():
+        shuffle(order)
+        for name in order:
+            call = variants[name]
             call(x)  # its weights come back into the caches
             begin = clock()
             call(x)
@@ -134,9 +142,14 @@ def machine() -> str:
 
 
 def _variants(case: str, widths: list[int]) -> dict[str, Callable]:
-    stack = float_stack(widths)
-    calibration = torch.randn(256, widths[0], generator=torch.Generator().manual_seed(99))
     variants = {name: ours(float_stack(widths, kind), bits) for name, (bits, kind) in OURS.items()}
+    return variants | rivals(case, float_stack(widths))
+
+
+def rivals(case: str, stack: nn.Sequential) -> dict[str, Callable]:
+    """The peers on ``stack``; those that are missing or refuse are printed with their reason and left out."""
+    calibration = torch.randn(256, stack[0].in_features, generator=torch.Generator().manual_seed(99))
+    variants = {}
     for name in peers.PEERS:
         peer, reason = peers.build(name, stack, calibration)
         if peer is None:

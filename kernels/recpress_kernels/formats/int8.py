@@ -58,7 +58,13 @@ def weight_problem(
     """
     if weight.dtype != torch.int8 or weight.dim() != 2:
         return f"weight is {weight.dtype} of shape {tuple(weight.shape)}; give int8 [N, K]"
-    n, k = weight.shape
+    return layer_problem(*weight.shape, weight_scale, bias, most_inputs=most_inputs)
+
+
+def layer_problem(
+    n: int, k: int, weight_scale: Tensor, bias: Tensor | None, *, most_inputs: int = MAX_IN_FEATURES
+) -> str:
+    """What :func:`weight_problem` finds of a weight ``[n, k]`` in whatever form."""
     if not 1 <= k <= most_inputs:
         return f"K is {k}; allowed are 1 to {most_inputs}, what the sums are sure to hold"
     for name, vector in (("weight_scale", weight_scale), ("bias", bias)):

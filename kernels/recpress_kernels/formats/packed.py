@@ -23,9 +23,12 @@ Packing looks at every such sum, and lists the blocks whose products must be wid
 
     wide     int32   [columns / 16 + 1] where each panel's list begins, the lists of blocks after them
 
-It takes the depth that should run fastest; with depth 1 there is no list. A layer whose inputs stay float
-(``weight_only_linear``; bit 1 of its flags, bit 0 tells of a bias) has depth 1 and its weights column by column,
-``[columns / 16, k_padded, 16]``, so that they are widened to float32 as they are loaded.
+It takes the depth that should run fastest; with depth 1 there is no list.
+
+A layer may be 2:4 (flag 2): its weights then lie as packed_sparse24.py tells, its depth is 1 or 2, and its blocks are
+of 8 * depth k. A layer may keep its inputs as floats (flag 4, ``weight_only_linear``): its depth is 1, and its weights
+lie column by column, ``[columns / 16, k_padded, 16]``, so that they are widened to float32 as they are loaded. All
+three kinds may stand in one stack.
 """
 
 import struct
@@ -36,7 +39,9 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.formats.int8 import sum_problem, weight_problem
+from recpress_kernels.formats import packed_sparse24, sparse24
+from recpress_kernels.formats.int8 import layer_problem, sum_problem, weight_problem
+from recpress_kernels.formats.sparse24 import Sparse24
 
 ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
 """The position of a name is its code in the buffer."""
@@ -48,21 +53,23 @@ MAX_LAYERS = 64
 _HEADER = struct.Struct("<8sIIiiq32x")
 _LAYER = struct.Struct("<6i5q")
 _ALIGN = 64
-_HAS_BIAS, _KEEPS_FLOATS = 1, 2
+_HAS_BIAS, _SPARSE24, _KEEPS_FLOATS = 1, 2, 4
 _LIMIT = (2**15 - 1) // 127
-# Cycles for 16 columns of 4 k of one row, measured on AVX2 (Zen 3), and what a listed block adds by breaking the loop.
+# Cycles for 16 columns of 4 k of one row, measured on AVX2 (Zen 3; 2:4 on Zen 4), and what a listed block adds by
+# breaking the loop.
 _CYCLES = {1: 2.1, 2: 1.73, 4: 1.5}
+_SPARSE24_CYCLES = {1: 1.48, 2: 1.31}
 _BREAK_CYCLES = 4.0
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """One layer of a packed buffer, canonical again: int8 ``[N, K]``, float32 ``[N]``, float32 ``[N]`` or None.
+    """One layer of a packed buffer, canonical again: int8 ``[N, K]`` or 2:4, float32 ``[N]``, float32 ``[N]`` or None.
 
     ``depth`` products are added in 16 bits in all blocks but the share ``wide``.
     """
 
-    weight: Tensor
+    weight: Tensor | Sparse24
     weight_scale: Tensor
     bias: Tensor | None
     activation: str
@@ -70,9 +77,19 @@ class PackedLayer:
     wide: float
     keeps_floats: bool
 
+    @property
+    def dense_weight(self) -> Tensor:
+        """int8 ``[N, K]``, decompressed where it is 2:4."""
+        return sparse24.decompress(self.weight) if isinstance(self.weight, Sparse24) else self.weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        return _shape(self.weight)
+
 
 def pack(
-    weight: Tensor,
+    weight: Tensor | Sparse24,
     weight_scale: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
@@ -84,7 +101,7 @@ def pack(
 
 
 def pack_stack(
-    weights: list[Tensor],
+    weights: list[Tensor | Sparse24],
     weight_scales: list[Tensor],
     biases: list[Tensor | None],
     activations: list[str],
@@ -94,7 +111,7 @@ def pack_stack(
     """A stack of layers as one packed buffer, uint8 of one dimension, on the CPU.
 
     Args:
-        weights: int8 ``[N_i, K_i]`` with ``K_i = N_(i-1)``, 1 to 64 of them.
+        weights: int8 ``[N_i, K_i]`` or 2:4 in canonical form, with ``K_i = N_(i-1)``, 1 to 64 of them.
         weight_scales: float32 ``[N_i]``, finite.
         biases: float32 ``[N_i]`` or None, one a layer.
         activations: names of :data:`ACTIVATIONS`, one a layer.
@@ -109,19 +126,17 @@ def pack_stack(
     headers, sections = [], []
     stack = zip(weights, weight_scales, biases, activations, keeps_floats, strict=True)
     for weight, scale, bias, activation, floats in stack:
-        panels, sums = _panels(weight)
-        columns = sums.numel()
-        if floats:
-            panels = panels.transpose(2, 3).contiguous()
-        depth, wide = (1, torch.empty(0, dtype=torch.int32)) if floats else _chains(panels)
+        n, k = _shape(weight)
+        columns = -(-n // PANEL) * PANEL
+        sparse = isinstance(weight, Sparse24)
+        panels, sums, depth, wide = _sections(weight, floats)
         offsets = []
-        for section in (panels, sums, _padded(scale, columns), _padded(bias, columns), wide):
+        for section in (panels, *(_padded(vector, columns) for vector in (sums, scale, bias)), wide):
             offsets.append(at)
             sections.append((at, section))
             at = _aligned(at + section.numel() * section.element_size())
-        k_padded = panels.shape[1] * GROUP
-        flags = _HAS_BIAS * (bias is not None) | _KEEPS_FLOATS * floats
-        headers.append(_LAYER.pack(*weight.shape, k_padded, ACTIVATIONS.index(activation), flags, depth, *offsets))
+        flags = _HAS_BIAS * (bias is not None) | _SPARSE24 * sparse | _KEEPS_FLOATS * floats
+        headers.append(_LAYER.pack(n, k, _k_padded(k), ACTIVATIONS.index(activation), flags, depth, *offsets))
     front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
     packed = torch.zeros(at, dtype=torch.uint8)
     packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
@@ -139,7 +154,7 @@ def unpack(packed: Tensor) -> list[PackedLayer]:
     """
     layers = [_unpack_layer(packed, *header) for header in _read_headers(packed)]
     for before, layer in pairwise(layers):
-        _intact(layer.weight.shape[1] == before.weight.shape[0])
+        _intact(layer.shape[1] == before.shape[0])
     return layers
 
 
@@ -152,35 +167,71 @@ def widths(packed: Tensor) -> list[int]:
 def _unpack_layer(
     packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, depth: int, *offsets: int
 ) -> PackedLayer:
-    _intact(n >= 1 and k >= 1 and k_padded == -(-k // STEP) * STEP and 0 <= activation < len(ACTIVATIONS))
-    _intact(depth in _CYCLES and flags & ~(_HAS_BIAS | _KEEPS_FLOATS) == 0)
+    _intact(n >= 1 and k >= 1 and k_padded == _k_padded(k) and 0 <= activation < len(ACTIVATIONS))
+    sparse, floats = bool(flags & _SPARSE24), bool(flags & _KEEPS_FLOATS)
+    _intact(not flags & ~(_HAS_BIAS | _SPARSE24 | _KEEPS_FLOATS) and not (sparse and floats))
+    _intact(depth in ((1,) if floats else _SPARSE24_CYCLES if sparse else _CYCLES))
     columns = -(-n // PANEL) * PANEL
     count = columns // PANEL
-    sizes = (columns * k_padded, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if depth > 1 else 0)
+    weights = count * (k_padded // packed_sparse24.UNIT) * packed_sparse24.UNIT_BYTES if sparse else columns * k_padded
+    sizes = (weights, columns * 4, columns * 4, columns * 4, (count + 1) * 4 if depth > 1 else 0)
     for begin, size in zip(offsets, sizes, strict=True):
         _intact(begin >= _HEADER.size + _LAYER.size and begin % _ALIGN == 0 and begin + size <= packed.numel())
     panels, _sums, scale, bias, starts = (
         packed[begin : begin + size].clone() for begin, size in zip(offsets, sizes, strict=True)
     )
-    floats = bool(flags & _KEEPS_FLOATS)
-    panels = panels.view(torch.int8)
-    if floats:
-        panels = panels.view(columns // PANEL, k_padded, PANEL).permute(0, 2, 1)
+    if sparse:
+        weight = packed_sparse24.unpack(panels.view(count, -1, packed_sparse24.UNIT_BYTES), n, k)
+        _intact(weight is not None)
     else:
-        panels = panels.view(columns // PANEL, k_padded // GROUP, PANEL, GROUP).permute(0, 2, 1, 3)
+        panels = panels.view(torch.int8)
+        if floats:
+            columns_of = panels.view(count, k_padded, PANEL).permute(0, 2, 1)
+        else:
+            columns_of = panels.view(count, k_padded // GROUP, PANEL, GROUP).permute(0, 2, 1, 3)
+        weight = columns_of.reshape(columns, k_padded)[:n, :k].contiguous()
+    block = depth * (8 if sparse else GROUP)
     return PackedLayer(
-        weight=panels.reshape(columns, k_padded)[:n, :k].contiguous(),
+        weight=weight,
         weight_scale=scale.view(torch.float32)[:n],
         bias=bias.view(torch.float32)[:n] if flags & _HAS_BIAS else None,
         activation=ACTIVATIONS[activation],
         depth=depth,
-        wide=int(starts.view(torch.int32)[-1]) / (count * k_padded // (GROUP * depth)) if depth > 1 else 1.0,
+        wide=int(starts.view(torch.int32)[-1]) / (count * k_padded // block) if depth > 1 else 1.0,
         keeps_floats=floats,
     )
 
 
+def _sections(weight: Tensor | Sparse24, floats: bool) -> tuple[Tensor, Tensor, int, Tensor]:
+    """The weights as they lie in the buffer, their sums int32 ``[N]``, the depth and the section ``wide``."""
+    if isinstance(weight, Sparse24):
+        panels = packed_sparse24.pack(weight)
+        depth, wide = _chains({2: packed_sparse24.wide_units(panels, _LIMIT)}, _SPARSE24_CYCLES, 2)
+        return panels, weight.values.sum(dim=1, dtype=torch.int32), depth, wide
+    panels, sums = _panels(weight), weight.sum(dim=1, dtype=torch.int32)
+    if floats:
+        return panels.transpose(2, 3).contiguous(), sums, 1, torch.empty(0, dtype=torch.int32)
+    return panels, sums, *_chains(_wide_blocks(panels), _CYCLES, 1)
+
+
+def _shape(weight: Tensor | Sparse24) -> tuple[int, int]:
+    if isinstance(weight, Sparse24):
+        return weight.values.shape[0], weight.in_features
+    return tuple(weight.shape)
+
+
+def _weight_problem(weight: Tensor | Sparse24, scale: Tensor, bias: Tensor | None) -> str:
+    if not isinstance(weight, Sparse24):
+        return weight_problem(weight, scale, bias) or sum_problem(weight)
+    if weight.values.dtype != torch.int8:
+        return f"2:4 values are {weight.values.dtype}; give int8"
+    return sparse24.problem(weight.values, weight.indices, weight.in_features) or layer_problem(
+        *_shape(weight), scale, bias
+    )
+
+
 def _check_stack(
-    weights: list[Tensor],
+    weights: list[Tensor | Sparse24],
     weight_scales: list[Tensor],
     biases: list[Tensor | None],
     activations: list[str],
@@ -193,20 +244,26 @@ def _check_stack(
             f"{MAX_LAYERS}, as many of each"
         )
     for i, weight in enumerate(weights):
-        problem = weight_problem(weight, weight_scales[i], biases[i]) or sum_problem(weight)
-        if problem:
+        if problem := _weight_problem(weight, weight_scales[i], biases[i]):
             raise KernelInputError(f"layer {i}: {problem}")
+        if keeps_floats[i] and isinstance(weight, Sparse24):
+            raise KernelInputError(f"layer {i}: a 2:4 layer that keeps its inputs as floats has no packed form")
         if activations[i] not in ACTIVATIONS:
             raise KernelInputError(f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}")
-        if weight.shape[0] == 0:
-            raise KernelInputError(f"layer {i}: weight has shape {tuple(weight.shape)}; a packed layer has N >= 1")
-        if any(t is not None and not t.is_cpu for t in (weight, weight_scales[i], biases[i])):
-            raise KernelInputError(f"layer {i}: operands lie on {weight.device}; packed buffers are for the CPU")
+        n, k = _shape(weight)
+        if n == 0:
+            raise KernelInputError(f"layer {i}: weight has shape {(n, k)}; a packed layer has N >= 1")
+        parts = (weight.values, weight.indices) if isinstance(weight, Sparse24) else (weight,)
+        elsewhere = {str(t.device) for t in (*parts, weight_scales[i], biases[i]) if t is not None and not t.is_cpu}
+        if elsewhere:
+            raise KernelInputError(
+                f"layer {i}: operands lie on {', '.join(sorted(elsewhere))}; packed buffers are for the CPU"
+            )
         if not torch.isfinite(weight_scales[i]).all():
             raise KernelInputError(f"layer {i}: weight_scale holds NaN or infinity; quantise the weights again")
-        if i and weight.shape[1] != weights[i - 1].shape[0]:
+        if i and k != _shape(weights[i - 1])[0]:
             raise KernelInputError(
-                f"layer {i}: weight takes {weight.shape[1]} features and layer {i - 1} gives {weights[i - 1].shape[0]}"
+                f"layer {i}: weight takes {k} features and layer {i - 1} gives {_shape(weights[i - 1])[0]}"
             )
 
 
@@ -214,24 +271,33 @@ def _aligned(n: int) -> int:
     return -(-n // _ALIGN) * _ALIGN
 
 
-def _panels(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 ``[N, K]`` as ``(int8 [columns / 16, k_padded / 4, 16, 4], sums int32 [columns])``."""
+def _k_padded(k: int) -> int:
+    return -(-k // STEP) * STEP
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """int8 ``[N, K]`` as int8 ``[columns / 16, k_padded / 4, 16, 4]``."""
     n, k = weight.shape
-    columns, k_padded = -(-n // PANEL) * PANEL, -(-k // STEP) * STEP
+    columns, k_padded = -(-n // PANEL) * PANEL, _k_padded(k)
     padded = torch.zeros(columns, k_padded, dtype=torch.int8)
     padded[:n, :k] = weight
-    panels = padded.view(columns // PANEL, PANEL, k_padded // GROUP, GROUP).permute(0, 2, 1, 3).contiguous()
-    return panels, padded.sum(dim=1, dtype=torch.int32)
+    return padded.view(columns // PANEL, PANEL, k_padded // GROUP, GROUP).permute(0, 2, 1, 3).contiguous()
 
 
-def _chains(panels: Tensor) -> tuple[int, Tensor]:
-    """The depth and the section ``wide`` of panels int8 ``[P, k_padded / 4, 16, 4]``; depth 1 and an empty section."""
-    best = (_CYCLES[1], 1, torch.empty(0, dtype=torch.int32))
-    for depth, wide in _wide_blocks(panels).items():
+def _chains(wide_by_depth: dict[int, Tensor], cycles_of: dict[int, float], units: int) -> tuple[int, Tensor]:
+    """The depth that should run fastest and its section ``wide``; depth 1 and an empty section.
+
+    Args:
+        wide_by_depth: by depth, which blocks must be widened: bool ``[panels, blocks]``.
+        cycles_of: by depth, cycles for 16 columns of 4 k of one row.
+        units: how many times 4 k a block of depth 1 has.
+    """
+    best = (cycles_of[1], 1, torch.empty(0, dtype=torch.int32))
+    for depth, wide in wide_by_depth.items():
         share = int(wide.sum()) / wide.numel()
-        cycles = (1 - share) * _CYCLES[depth] + share * (_CYCLES[1] + _BREAK_CYCLES / depth)
+        cycles = (1 - share) * cycles_of[depth] + share * (cycles_of[1] + _BREAK_CYCLES / (depth * units))
         if cycles < best[0]:
-            starts = torch.zeros(panels.shape[0] + 1, dtype=torch.int32)
+            starts = torch.zeros(wide.shape[0] + 1, dtype=torch.int32)
             starts[1:] = wide.sum(dim=1).cumsum(0)
             best = (cycles, depth, torch.cat([starts, wide.nonzero()[:, 1].to(torch.int32)]))
     return best[1:]
@@ -251,7 +317,7 @@ def _wide_blocks(panels: Tensor) -> dict[int, Tensor]:
 
 
 def _padded(vector: Tensor | None, columns: int) -> Tensor:
-    padded = torch.zeros(columns)
+    padded = torch.zeros(columns, dtype=torch.float32 if vector is None else vector.dtype)
     if vector is not None:
         padded[: vector.numel()] = vector
     return padded

@@ -1,8 +1,7 @@
 """2:4 weights in the order in which NVIDIA's sparse tensor cores read them: a load step, never stored in an artifact.
 
-Canonical: ``values [out, in / 2]`` (int8, float16, bfloat16) and ``indices`` uint8 ``[out, ceil(in / 8)]``, a nibble
-``i0 | i1 << 2`` with ``i0 < i1`` a group of four inputs, even groups in the low nibble. Packed, ``out`` is padded with
-zeros to tiles of 16 rows and ``in`` to steps of 64::
+The canonical form is that of sparse24.py, ``in`` a multiple of 4. Packed, ``out`` is padded with zeros to tiles of 16
+rows and ``in`` to steps of 64::
 
     values    int32 [in / k, out / 16, 32, 4]   four registers a lane of one mma.sp of k = 64 (int8) or 32 (16 bits)
     metadata  int32 [in / 64, out / 16, 32]     one register a lane: for int8 one mma.sp, for 16 bits two of them
@@ -23,11 +22,11 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.sparse24 import VALUE_DTYPES, pack_nibbles, problem, unpack_nibbles
 
 LAYOUT = "mma.sp ordered 16x64 v1"
 """Names the device order and its version; a buffer that carries another name is refused."""
 ROWS, STEP = 16, 64
-VALUE_DTYPES = (torch.int8, torch.float16, torch.bfloat16)
 _FIRST_TWO = 0 | 1 << 2  # the nibble of padding: any two places in rising order
 
 
@@ -61,8 +60,10 @@ def pack(values: Tensor, indices: Tensor) -> FragmentWeight:
     Raises:
         KernelInputError: operands are not the canonical form, or a nibble does not name two places in rising order.
     """
-    nibbles = _checked_nibbles(values, indices)
+    if found := problem(values, indices):
+        raise KernelInputError(found)
     (n, kept), k = values.shape, 2 * values.shape[1]
+    nibbles = unpack_nibbles(indices, k // 4)
     tiles, steps = -(-n // ROWS), -(-k // STEP)
     padded = torch.zeros(tiles * ROWS, steps * STEP // 2, dtype=values.dtype, device=values.device)
     padded[:n, :kept] = values
@@ -102,8 +103,7 @@ def unpack(weight: FragmentWeight) -> tuple[Tensor, Tensor]:
         places = places.view(-1, tiles, 8, 2, 2, 2, 4).permute(1, 5, 2, 0, 3, 4, 6)
     n, k = weight.out_features, weight.in_features
     places = places.reshape(rows, -1)[:n, : k // 4]
-    even = torch.nn.functional.pad(places, (0, k // 4 % 2))
-    return groups.reshape(rows, -1)[:n, : k // 2].contiguous(), even[:, 0::2] | even[:, 1::2] << 4
+    return groups.reshape(rows, -1)[:n, : k // 2].contiguous(), pack_nibbles(places)
 
 
 def value_words(kept: Tensor) -> Tensor:
@@ -160,29 +160,3 @@ def _transpose_groups(groups: Tensor) -> Tensor:
     """Dimension 1 in squares of 4 x 4 groups, each transposed; its own inverse."""
     squares = groups.reshape(groups.shape[0], -1, 4, 4, *groups.shape[2:])
     return squares.transpose(2, 3).reshape(groups.shape)
-
-
-def _checked_nibbles(values: Tensor, indices: Tensor) -> Tensor:
-    """Nibbles uint8 ``[out, in / 4]`` of canonical operands."""
-    if values.dtype not in VALUE_DTYPES or values.dim() != 2 or values.shape[1] % 2 or not values.numel():
-        raise KernelInputError(
-            f"values is {values.dtype} of shape {tuple(values.shape)}; give int8, float16 or bfloat16 [out, in / 2] "
-            "with in a multiple of 4: pad the weight's inputs with zeros"
-        )
-    n, groups = values.shape[0], values.shape[1] // 2
-    wanted = (n, -(-groups // 2))
-    if indices.dtype != torch.uint8 or tuple(indices.shape) != wanted:
-        raise KernelInputError(
-            f"indices is {indices.dtype} of shape {tuple(indices.shape)}; give uint8 {list(wanted)}, "
-            "a nibble a group of four"
-        )
-    nibbles = torch.stack([indices & 15, indices >> 4], dim=2).reshape(n, -1)[:, :groups]
-    wrong = (nibbles & 3) >= (nibbles >> 2)
-    if wrong.any():
-        row, group = (int(i) for i in wrong.nonzero()[0])
-        first, second = int(nibbles[row, group]) & 3, int(nibbles[row, group]) >> 2
-        raise KernelInputError(
-            f"indices name the places {first} and {second} in group {group} of output {row}; allowed are two different "
-            "places in rising order: prune the weight to 2:4 again"
-        )
-    return nibbles

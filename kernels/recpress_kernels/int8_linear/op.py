@@ -70,7 +70,7 @@ def supports(
 ) -> Support:
     """Whether the op takes these operands, and the path that runs them."""
     problem = (
-        _x_problem(x, x_scale)
+        x_problem(x, x_scale)
         or weight_problem(weight, weight_scale, bias)
         or (
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; the last dimensions must agree"
@@ -95,7 +95,8 @@ def cpu_path() -> str:
     return status.reason if status.ok else f"exact integers through torch's float32 matmul, slower: {status.reason}"
 
 
-def _x_problem(x: Tensor, x_scale: Tensor | None) -> str:
+def x_problem(x: Tensor, x_scale: Tensor | None) -> str:
+    """What keeps x from being the activations of a layer, by dtype."""
     if x.dtype in FLOATS or (x.dtype == torch.uint8 and x_scale is not None):
         return ""
     return f"x is {x.dtype}; give float32, float16 or bfloat16, or uint8 together with x_scale and x_zero_point"

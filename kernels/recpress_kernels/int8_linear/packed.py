@@ -107,7 +107,7 @@ def _general(op: str, x: Tensor, packed: Tensor, out_features: int, most: int) -
     else:
         y = rows
         for layer in _layers(op, x, packed, out_features, most):
-            operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
+            operands = (layer.dense_weight, layer.weight_scale, layer.bias, layer.activation)
             if layer.keeps_floats:
                 y = weight_only(y, *operands)
             else:
@@ -138,7 +138,7 @@ def _cpu(
         (layer,) = _layers(_OP, x, packed, out_features, 1)
         if layer.keeps_floats:
             native.check(_OP, native.FLOAT_INPUTS)
-        operands = (layer.weight, layer.weight_scale, layer.bias, layer.activation)
+        operands = (layer.dense_weight, layer.weight_scale, layer.bias, layer.activation)
         y = cpu.int8_linear(rows, *operands, *pairs)
     else:
         arguments = native.LinearArguments(packed=packed.data_ptr(), packed_bytes=packed.numel())

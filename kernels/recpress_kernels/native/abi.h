@@ -36,9 +36,11 @@ enum Isa : int32_t { kAuto = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
 constexpr int kPanel = 16;  // output columns that lie together
 constexpr int kGroup = 4;   // consecutive k of one column that lie together
 constexpr int kStep = 16;   // k is padded with zero weights to a multiple of this
+constexpr int kSparseUnit = 16;                // k of a 2:4 layer that lie together
+constexpr int kSparseUnitBytes = kPanel * 12;  // of one panel: values [2][16][4], places [16][4]
 constexpr uint32_t kVersion = 2;
 constexpr uint32_t kLayout = 0x00100410;  // panel, group, step
-constexpr int32_t kHasBias = 1, kKeepsFloats = 2;  // flags; the second: inputs are not quantised
+constexpr int32_t kHasBias = 1, kIsSparse24 = 2, kKeepsFloats = 4;  // flags; the last: inputs are not quantised
 
 struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
     char magic[8];     // "RPINT8\0\0"
@@ -50,22 +52,25 @@ struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
 
 struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, multiples of 64
     int32_t n, k, k_padded, activation, flags;
-    int32_t depth;    // vpmaddubsw products that are added in 16 bits before they are widened: 1, 2 or 4
-    int64_t weights;  // int8 [panels][k_padded / 4][16][4], or [panels][k_padded][16] where floats are kept
+    int32_t depth;    // vpmaddubsw products that are added in 16 bits before they are widened: 1, 2 or, dense alone, 4
+    int64_t weights;  // int8 [panels][k_padded / 4][16][4]; where floats are kept [panels][k_padded][16]; of a 2:4 layer
+                      // [panels][k_padded / 16][192], see sparse24.h
     int64_t sums;     // int32 [panels * 16], sum_k w[n, k]
     int64_t scales;   // float32 [panels * 16]
     int64_t bias;     // float32 [panels * 16], zeros without a bias
     int64_t wide;     // with depth > 1: int32 [panels + 1] where each panel's list begins, then the lists, rising,
-                      // of blocks of 4 * depth k whose products must be widened one by one
+                      // of blocks of 4 * depth k, 2:4 of 8 * depth k, whose products must be widened one by one
 };
 static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
 
 // What the kernels work on.
 
+enum class Kind { kDense, kSparse24, kFloats };  // kFloats: inputs stay float32, weights are widened
+
 struct Layer {
     int64_t n, k, k_padded;
+    Kind kind;
     int32_t activation, depth;
-    bool keeps_floats;    // inputs stay float32, weights are widened
     const int32_t* wide;  // null where depth is 1
     int64_t wide_count;   // of all lists
     const int8_t* weights;

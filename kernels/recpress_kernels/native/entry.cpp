@@ -59,13 +59,17 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
     std::memcpy(&h, buffer + sizeof(BufferHeader) + size_t(i) * sizeof(LayerHeader), sizeof h);
     if (h.n < 1 || h.k < 1 || h.k > (1 << 18) || h.k_padded != (h.k + kStep - 1) / kStep * kStep) return kCorrupt;
     if (h.activation < kNone || h.activation > kSilu) return kCorrupt;
+    if (h.flags & ~(kHasBias | kIsSparse24 | kKeepsFloats)) return kCorrupt;
+    bool sparse = h.flags & kIsSparse24, floats = h.flags & kKeepsFloats;
+    if (floats && (sparse || h.depth != 1)) return kCorrupt;
     int64_t columns = (int64_t(h.n) + kPanel - 1) / kPanel * kPanel;
-    if (!within(h.weights, columns * h.k_padded, front, head.bytes)) return kCorrupt;
+    int64_t weights = sparse ? columns / kPanel * (h.k_padded / kSparseUnit) * kSparseUnitBytes : columns * h.k_padded;
+    if (!within(h.weights, weights, front, head.bytes)) return kCorrupt;
     for (int64_t at : {h.sums, h.scales, h.bias})
         if (!within(at, columns * 4, front, head.bytes)) return kCorrupt;
     const int32_t* wide = nullptr;
     int64_t wide_count = 0;
-    if (h.depth != 1 && h.depth != 2 && h.depth != 4) return kCorrupt;
+    if (h.depth != 1 && h.depth != 2 && (h.depth != 4 || sparse)) return kCorrupt;
     if (h.depth > 1) {
         int64_t panels = columns / kPanel;
         if (!within(h.wide, (panels + 1) * 4, front, head.bytes)) return kCorrupt;
@@ -73,8 +77,8 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
         wide_count = wide[panels];
         if (wide_count < 0 || !within(h.wide, (panels + 1 + wide_count) * 4, front, head.bytes)) return kCorrupt;
     }
-    if (h.flags & ~(kHasBias | kKeepsFloats)) return kCorrupt;
-    *layer = {h.n, h.k, h.k_padded, h.activation, h.depth, (h.flags & kKeepsFloats) != 0, wide, wide_count,
+    Kind kind = sparse ? Kind::kSparse24 : floats ? Kind::kFloats : Kind::kDense;
+    *layer = {h.n, h.k, h.k_padded, kind, h.activation, h.depth, wide, wide_count,
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
@@ -178,14 +182,14 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
               {a->y_scale, a->y_zero_point}, layers, 1, a->canonical};
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
-        bool keeps_floats = a->keeps_floats != 0;
-        layers[0] = {a->n, a->k, k_padded, a->activation, 1, keeps_floats, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
+        Kind kind = a->keeps_floats ? Kind::kFloats : Kind::kDense;
+        layers[0] = {a->n, a->k, k_padded, kind, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
         if (call.layer_count != 1) return kStack;
         if (layers[0].k != a->k) return kInFeatures;
         if (layers[0].n != a->n) return kOutFeatures;
     }
-    if (layers[0].keeps_floats && (a->x_scale != 0.0f || a->y_scale != 0.0f || a->x_dtype == kUInt8)) return kFloatInputs;
+    if (layers[0].kind == Kind::kFloats && (a->x_scale != 0.0f || a->y_scale != 0.0f || a->x_dtype == kUInt8)) return kFloatInputs;
     return dispatch(a->isa, call);
 }

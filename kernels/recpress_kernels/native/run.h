@@ -4,7 +4,6 @@
 #include "abi.h"
 #include "halves.h"
 #include "multiply.h"
-#include "multiply_floats.h"
 #include "pack.h"
 
 namespace {
@@ -87,7 +86,7 @@ struct Buffers {
         int64_t wide_bytes = call.x_dtype == recpress::kFloat32 ? 0 : q_stride * 4;
         int64_t row_bytes = round_up(chunk * int64_t(sizeof(Row)), 64);
         int64_t panel_bytes = call.canonical ? k * recpress::kPanel : 0;
-        int64_t float_bytes = call.layers[0].keeps_floats ? chunk * q_stride * 4 : 0;
+        int64_t float_bytes = call.layers[0].kind == recpress::Kind::kFloats ? chunk * q_stride * 4 : 0;
         auto* at = static_cast<uint8_t*>(recpress::scratch(
             size_t(2 * y_bytes + q_bytes + wide_bytes + y_stride * 2 + row_bytes + panel_bytes + float_bytes)));
         if (!at) return false;
@@ -155,7 +154,7 @@ inline void multiply_canonical(const Call& call, const Buffers& b, const Chunk& 
         int64_t columns = whole.n - n < recpress::kPanel ? whole.n - n : recpress::kPanel;
         int32_t sums[recpress::kPanel] = {};
         float scales[recpress::kPanel] = {}, bias[recpress::kPanel] = {};
-        auto* pack = whole.keeps_floats ? recpress::pack_float_panel : recpress::pack_panel;
+        auto* pack = whole.kind == recpress::Kind::kFloats ? recpress::pack_float_panel : recpress::pack_panel;
         pack(call.canonical + n * whole.k, columns, whole.k, whole.k_padded, b.panel, sums);
         std::memcpy(scales, whole.scales + n, size_t(columns) * 4);
         if (whole.bias) std::memcpy(bias, whole.bias + n, size_t(columns) * 4);
@@ -163,7 +162,7 @@ inline void multiply_canonical(const Call& call, const Buffers& b, const Chunk& 
         one.n = columns, one.weights = b.panel, one.sums = sums, one.scales = scales, one.bias = bias;
         Chunk part = chunk;
         part.y = chunk.y + n;
-        one.keeps_floats ? multiply_floats(one, part) : multiply(one, part);
+        multiply(one, part);
     }
 }
 
@@ -196,14 +195,11 @@ inline recpress::Status run(const Call& call) {
                 chunk.y = static_cast<float*>(call.y) + first * call.layers[i].n;
                 chunk.y_stride = call.layers[i].n;
             }
-            if (call.layers[i].keeps_floats)
+            if (call.layers[i].kind == recpress::Kind::kFloats)
                 keep_chunk(call, i, first, b, &chunk);
             else if (auto status = quantize_chunk(call, i, first, b, &chunk))
                 return status;
-            if (call.canonical)
-                multiply_canonical(call, b, chunk);
-            else
-                call.layers[i].keeps_floats ? multiply_floats(call.layers[i], chunk) : multiply(call.layers[i], chunk);
+            call.canonical ? multiply_canonical(call, b, chunk) : multiply(call.layers[i], chunk);
             if (last && !direct)
                 if (auto status = write_chunk(call, first, chunk)) return status;
         }

@@ -140,13 +140,50 @@ inline void chain_next(Bytes& sum, Bytes a, Bytes w) {
     __m256i product;
     __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(a), "xm"(w));
 }
-inline I chain_end(I acc, Bytes sum) {
-    // The ones stay in memory: 16 registers are just enough for the rest.
+// Ones in memory: 16 registers are just enough for the rest.
+inline const __m256i& ones() {
     alignas(32) static const int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
-            : "+x"(acc.v), "+x"(sum)
-            : "m"(*reinterpret_cast<const __m256i*>(kOnes)));
+    return *reinterpret_cast<const __m256i*>(kOnes);
+}
+inline I chain_end(I acc, Bytes sum) {
+    __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(acc.v), "+x"(sum) : "m"(ones()));
     return acc;
+}
+
+// 2:4: each column takes 4 of 8 activations, broadcast to every 8 bytes, by the low 4 bits of its bytes of `places`.
+inline Bytes later(Bytes places) { return _mm256_srli_epi16(places, 4); }  // vpshufb ignores what bits 4 to 6 hold then
+typedef uint64_t Eight __attribute__((may_alias, aligned(1)));
+inline const Eight& eight(const uint8_t* q) { return *reinterpret_cast<const Eight*>(q); }
+// acc[c] + sum of 4 products.
+inline I gather_dot4(I acc, const uint8_t* q, Bytes places, Bytes w) {
+    __m256i product;
+    __asm__("vpbroadcastq %2, %1\n\tvpshufb %3, %1, %1\n\tvpmaddubsw %4, %1, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc.v), "=&x"(product)
+            : "m"(eight(q)), "x"(places), "x"(w), "x"(_mm256_set1_epi16(1)));
+    return acc;
+}
+// acc[c] + sum of 8 products of 16 activations, where the two halves may be added in 16 bits.
+inline void gather_dot8(I& acc, const uint8_t* q, Bytes places, Bytes w, Bytes later_places, Bytes later_w) {
+    __m256i product, other;
+    __asm__("vpbroadcastq %3, %1\n\tvpbroadcastq %4, %2\n\t"
+            "vpshufb %5, %1, %1\n\tvpshufb %6, %2, %2\n\t"
+            "vpmaddubsw %7, %1, %1\n\tvpmaddubsw %8, %2, %2\n\t"
+            "vpaddw %2, %1, %1\n\tvpmaddwd %9, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc.v), "=&x"(product), "=&x"(other)
+            : "m"(eight(q)), "m"(eight(q + 8)), "x"(places), "x"(later_places), "x"(w), "x"(later_w), "m"(ones()));
+}
+// The same for two rows.
+inline void gather_dot8(I& acc0, I& acc1, const uint8_t* q0, const uint8_t* q1, Bytes places, Bytes w,
+                        Bytes later_places, Bytes later_w) {
+    __m256i product0, other0, product1, other1;
+    __asm__("vpbroadcastq %6, %2\n\tvpbroadcastq %7, %3\n\tvpbroadcastq %8, %4\n\tvpbroadcastq %9, %5\n\t"
+            "vpshufb %10, %2, %2\n\tvpshufb %11, %3, %3\n\tvpshufb %10, %4, %4\n\tvpshufb %11, %5, %5\n\t"
+            "vpmaddubsw %12, %2, %2\n\tvpmaddubsw %13, %3, %3\n\tvpmaddubsw %12, %4, %4\n\tvpmaddubsw %13, %5, %5\n\t"
+            "vpaddw %3, %2, %2\n\tvpaddw %5, %4, %4\n\tvpmaddwd %14, %2, %2\n\tvpmaddwd %14, %4, %4\n\t"
+            "vpaddd %2, %0, %0\n\tvpaddd %4, %1, %1"
+            : "+x"(acc0.v), "+x"(acc1.v), "=&x"(product0), "=&x"(other0), "=&x"(product1), "=&x"(other1)
+            : "m"(eight(q0)), "m"(eight(q0 + 8)), "m"(eight(q1)), "m"(eight(q1 + 8)), "x"(places), "x"(later_places),
+              "x"(w), "x"(later_w), "m"(ones()));
 }
 
 }  // namespace

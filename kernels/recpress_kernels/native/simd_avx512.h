@@ -118,4 +118,12 @@ inline F load_weights(const int8_t* p) {
 }
 inline I dot4(I acc, Bytes a, Bytes w) { return {_mm512_dpbusd_epi32(acc.v, a, w)}; }
 
+// 2:4: each column takes 4 of 8 activations, broadcast to every 8 bytes, by the low 4 bits of its bytes of `places`.
+inline Bytes later(Bytes places) { return _mm512_srli_epi16(places, 4); }  // vpshufb ignores what bits 4 to 6 hold then
+inline I gather_dot4(I acc, const uint8_t* q, Bytes places, Bytes w) {
+    int64_t eight;
+    std::memcpy(&eight, q, 8);
+    return dot4(acc, _mm512_shuffle_epi8(_mm512_set1_epi64(eight), places), w);
+}
+
 }  // namespace

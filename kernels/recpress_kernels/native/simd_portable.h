@@ -94,4 +94,12 @@ inline I dot4(I acc, Bytes a, Bytes w) {
     return {acc.v + __builtin_convertvector(fours, Int4)};
 }
 
+// 2:4: each column takes 4 of 8 activations by the low 3 bits of its bytes of `places`.
+inline Bytes later(Bytes places) { return {(places.v >> 4) & 7}; }
+inline I gather_dot4(I acc, const uint8_t* q, Bytes places, Bytes w) {
+    Bytes kept;
+    for (int i = 0; i < 16; i++) kept.v[i] = int8_t(q[places.v[i] & 7]);
+    return dot4(acc, kept, w);
+}
+
 }  // namespace

@@ -135,6 +135,7 @@ class Benchmark(str, Enum):
     """Benchmarks by name; each is a module of ``recpress_kernels.bench`` with options of its own."""
 
     int8 = "int8"
+    sparse24 = "sparse24"
     tables = "tables"
 
 

@@ -1,9 +1,9 @@
-// The product of a chunk of float rows with a packed layer whose weights are widened in registers. After multiply.h.
+// The products of float rows with a layer whose weights are widened as they are loaded. Included after a simd_*.h.
 //
-//   y[m, n] = activation((sum_k x[m, k] w[n, k]) * weight_scale[n] + bias[n])      float32 sums, fused where the CPU can
+//   y[m, n] = max(floor, (sum_k x[m, k] w[n, k]) * weight_scale[n] + bias[n])      float32 sums, fused where the CPU can
 #pragma once
 
-#include "multiply.h"
+#include "chunk.h"
 
 namespace {
 
@@ -61,7 +61,7 @@ void float_rows_of_panel(const recpress::Layer& layer, const Chunk& chunk, int64
     if constexpr (R > 1) float_rows_of_panel<R - 1>(layer, chunk, row, panel);
 }
 
-inline void multiply_floats(const recpress::Layer& layer, const Chunk& chunk) {
+inline void float_products(const recpress::Layer& layer, const Chunk& chunk) {
     int64_t count = (layer.n + recpress::kPanel - 1) / recpress::kPanel, panel = 0;
     if (chunk.count == 1)
         for (; panel + kFloatPanels <= count; panel += kFloatPanels) float_tile<1, kFloatPanels>(layer, chunk, 0, panel);
@@ -70,7 +70,6 @@ inline void multiply_floats(const recpress::Layer& layer, const Chunk& chunk) {
         for (; row + kFloatRows <= chunk.count; row += kFloatRows) float_tile<kFloatRows, 1>(layer, chunk, row, panel);
         if (row < chunk.count) float_rows_of_panel<kFloatRows>(layer, chunk, row, panel);
     }
-    activate(layer, chunk);
 }
 
 }  // namespace
