@@ -7,7 +7,8 @@ layer of torch with the same call.
 import torch
 from torch import Tensor, nn
 
-from recpress_kernels import embedding_bag_rows, int8_linear, weight_only_linear
+from recpress_kernels import embedding_bag_rows, int8_linear, int8_sparse24_linear, weight_only_linear
+from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
 from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
 
@@ -48,6 +49,32 @@ class Int8Linear(nn.Module):
         return int8_linear(
             x if self.multiplier is None else x * self.multiplier, self.weight, self.weight_scale, self.bias
         )
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Sparse24Linear(nn.Module):
+    """:class:`Int8Linear` on 2:4 weights in the canonical form of ``recpress_kernels.formats.sparse24``.
+
+    Buffers: ``values`` int8 ``[out, ceil(in / 4) * 2]``, ``indices`` uint8 ``[out, ceil(in / 8)]``, and
+    ``weight_scale``, ``bias`` and ``multiplier`` as there.
+    """
+
+    def __init__(self, dense: Int8Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        self.scheme = dense.scheme.replace("int8 weights", "int8 2:4 weights")
+        sparse = sparse24.compress(dense.weight)
+        self.register_buffer("values", sparse.values)
+        self.register_buffer("indices", sparse.indices)
+        for name in ("weight_scale", "bias", "multiplier"):
+            self.register_buffer(name, getattr(dense, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of x."""
+        x = x if self.multiplier is None else x * self.multiplier
+        return int8_sparse24_linear(x, self.values, self.indices, self.weight_scale, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -142,7 +169,7 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
             return None if layer.in_features else "it has no inputs"
         if not 1 <= layer.in_features <= MAX_IN_FEATURES:
             return f"it has {layer.in_features} inputs; int32 sums take 1 to {MAX_IN_FEATURES}"
-        return None
+        return _crowded(layer.weight) if scheme == "int8-24" else None
     if layer.max_norm is not None:
         return "max_norm rescales its rows while the model runs"
     if isinstance(layer, nn.EmbeddingBag):
@@ -153,16 +180,31 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
     return None
 
 
-def compressed(layer: nn.Module, scheme: str, multiplier: Tensor | None = None) -> nn.Module:
-    """``layer``, for which :func:`refusal` is None, as ``scheme``: int8, or for a ``nn.Linear`` int8-weights.
+def _crowded(weight: Tensor) -> str | None:
+    """Why ``weight`` is not 2:4, or None."""
+    n, k = weight.shape
+    counts = nn.functional.pad(weight.detach() != 0, (0, -k % 4)).view(n, -1, 4).sum(dim=2)
+    if int(counts.max()) <= 2:
+        return None
+    row, group = (int(i) for i in (counts > 2).nonzero()[0])
+    share = float((counts > 2).float().mean())
+    return (
+        f"its weights are not 2:4: output {row} has {int(counts[row, group])} values other than zero among inputs "
+        f"{4 * group} to {min(4 * group + 3, k - 1)}, and so have {share:.1%} of all fours; prune it first"
+    )
 
-    ``multiplier`` is that of an int8 ``nn.Linear``.
+
+def compressed(layer: nn.Module, scheme: str, multiplier: Tensor | None = None) -> nn.Module:
+    """``layer``, for which :func:`refusal` is None, as ``scheme``; embeddings know int8 alone.
+
+    ``multiplier`` is that of an int8 or int8-24 ``nn.Linear``.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
     if isinstance(layer, nn.Linear):
-        return (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, multiplier)
+        dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, multiplier)
+        return Int8Sparse24Linear(dense) if scheme == "int8-24" else dense
     if isinstance(layer, nn.EmbeddingBag):
         return Int8EmbeddingBag.from_embedding_bag(layer)
     return Int8Embedding.from_embedding(layer)

@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recpress.errors import RecipeError
 
-Scheme = Literal["int8", "int8-weights", "keep"]
+Scheme = Literal["int8", "int8-24", "int8-weights", "keep"]
 Kind = Literal["linear", "embedding"]
-SCHEMES: dict[Kind, tuple[Scheme, ...]] = {"linear": ("int8", "int8-weights", "keep"), "embedding": ("int8", "keep")}
+SCHEMES: dict[Kind, tuple[Scheme, ...]] = {
+    "linear": ("int8", "int8-24", "int8-weights", "keep"),
+    "embedding": ("int8", "keep"),
+}
 """What each kind of layer can be."""
 
 
@@ -27,8 +30,10 @@ class Recipe(BaseModel):
 
     Attributes:
         linear: scheme of every ``nn.Linear``. ``"int8"``: weights int8 with a scale an output channel,
-            activations quantised to 7 bits a row at a time while the model runs. ``"int8-weights"``: the same weights,
-            activations as they are (W8A16): the bytes of int8 without what 7-bit activations cost, and less speed.
+            activations quantised to 7 bits a row at a time while the model runs. ``"int8-24"``: the same on weights
+            that are 2:4 already, at most two of each four inputs not zero, stored so; others are kept.
+            ``"int8-weights"``: int8 weights, activations as they are (W8A16): the bytes of int8 without what 7-bit
+            activations cost, and less speed.
         smooth: with calibration inputs, even out the columns of an ``"int8"`` layer's inputs where that lessens its
             error (SmoothQuant, its alpha searched; quantize/smooth.py).
         embedding: scheme of every ``nn.Embedding`` and ``nn.EmbeddingBag``. ``"int8"``: rows of int8 codes

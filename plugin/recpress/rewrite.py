@@ -126,7 +126,7 @@ def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
 
 def _multiplier(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> Tensor | None:
     """What evens out the columns of an int8 layer's inputs, where it is known and worth it."""
-    if captured is None or scheme != "int8" or not recipe.smooth or id(module) not in captured.inputs:
+    if captured is None or scheme not in ("int8", "int8-24") or not recipe.smooth or id(module) not in captured.inputs:
         return None
     found = smooth.search(module, captured.inputs[id(module)])
     return None if found is None else found.multiplier

@@ -75,6 +75,36 @@ def test_says_why_a_layer_is_refused(layer, reason):
     assert reason in layers.refusal(layer, "int8")
 
 
+def pruned(linear: nn.Linear) -> nn.Linear:
+    """The two largest weights of each four inputs."""
+    n, k = linear.weight.shape
+    with torch.no_grad():
+        fours = nn.functional.pad(linear.weight, (0, -k % 4)).view(n, -1, 4)
+        smallest = fours.abs().argsort(dim=2)[..., :2]
+        linear.weight.copy_(fours.scatter(2, smallest, 0.0).view(n, -1)[:, :k])
+    return linear
+
+
+@pytest.mark.parametrize("inputs", [64, 13])
+def test_weights_that_are_2_4_are_stored_so(inputs):
+    torch.manual_seed(0)
+    linear = pruned(nn.Linear(inputs, 32))
+    assert layers.refusal(linear, "int8-24") is None
+    sparse, dense = (layers.compressed(linear, scheme) for scheme in ("int8-24", "int8"))
+    x = torch.randn(5, inputs)
+    assert torch.equal(sparse(x), dense(x))
+    assert sparse.values.nbytes + sparse.indices.nbytes == 32 * (-(-inputs // 4) * 2 + -(-inputs // 8))
+    assert sparse.scheme == "int8 2:4 weights a channel, 7-bit activations a row"
+
+
+def test_weights_that_are_not_2_4_are_kept_with_the_place():
+    linear = pruned(nn.Linear(13, 32))
+    with torch.no_grad():
+        linear.weight[7, 4:7] = 1.0
+    reason = layers.refusal(linear, "int8-24")
+    assert "output 7 has 3 values other than zero among inputs 4 to 7" in reason and "prune it first" in reason
+
+
 def test_weights_alone_are_not_summed_in_int32():
     wide = nn.Linear(140_000, 1)
     assert "int32 sums take 1 to" in layers.refusal(wide, "int8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from recpress.artifact.lower import LINEARS
+from recpress.artifact.lower_linears import LINEARS
 from recpress.artifact.manifest import DTYPES, Golden, InputSpec
 from recpress.errors import ExportError
 from recpress_kernels.formats.rows import split_rows_int8
@@ -169,7 +169,7 @@ def _compressed_weights(module: torch.fx.GraphModule) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for node in module.graph.nodes:
         if node.target in LINEARS:
-            found[node.args[2].target] = False
+            found[node.args[LINEARS[node.target]].target] = False
         elif node.target is torch.ops.recpress.embedding_bag_rows.default:
             found.update((table.target, True) for table in node.args[0])
     return found

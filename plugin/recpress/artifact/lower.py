@@ -1,46 +1,19 @@
 """Rewrite a loaded graph for the device at hand.
 
-The artifact holds canonical weights and one op a layer. On a CPU each chain of ``int8_linear``, ``weight_only_linear``
-and activations becomes one call on a buffer that the native kernels read, and look-ups become one call; graph nodes
-that do nothing go too: at batch 1 a recommender costs its calls. A multiplication by powers of two between layers, as
-evening out the columns leaves them, goes into the scales and bias of the layer before, where it changes no bit. On a
-GPU rows of weights are padded to whole vectors.
+The artifact holds canonical weights and one op a layer. On a CPU stacks of linear layers become one call each
+(lower_linears.py), and so do look-ups (lower_tables.py); graph nodes that do nothing go: at batch 1 a recommender costs
+its calls. On a GPU rows of weights are padded to whole vectors.
 """
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
+from recpress.artifact.lower_linears import linears, lower_linears
 from recpress.artifact.lower_tables import lower_tables
-from recpress_kernels import int8_mlp_packed, native, pack_stack
+from recpress_kernels import native
 
 _OPS = torch.ops.aten
-LINEARS = {
-    torch.ops.recpress.int8_linear.default: False,
-    torch.ops.recpress.weight_only_linear.default: True,
-}
-"""The ops of compressed linear layers, and whether their inputs stay float."""
-_ACTIVATIONS = {_OPS.relu.default: "relu", _OPS.sigmoid.default: "sigmoid", _OPS.silu.default: "silu"}
 _INT64_MAX = (1 << 63) - 1
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A linear node, the name of its activation, and what its outputs are then multiplied by."""
-
-    node: Node
-    activation: str
-    multiplier: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """A chain of layers, and the node that ends it."""
-
-    layers: list[_Layer]
-    end: Node
 
 
 def lower(module: GraphModule) -> str:
@@ -48,43 +21,28 @@ def lower(module: GraphModule) -> str:
 
     Without native kernels the graph is left as it is.
     """
-    linears = _linears(module)
     status = native.status()
     if not status.ok:
-        return f"{len(linears)} int8 layers through torch's float32 matmul, slower: {status.reason}"
+        return f"{len(linears(module))} int8 layers through torch's float32 matmul, slower: {status.reason}"
     drop_identities(module)
-    stacks = []
-    taken: set[Node] = set()
-    for node in linears:
-        if node not in taken and _packable(node):
-            stack = _follow(module, node)
-            taken.update(layer.node for layer in stack.layers)
-            stacks.append(stack)
-    for i, stack in enumerate(stacks):
-        _replace(module, stack, f"packed_{i}")
+    layers = lower_linears(module)
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    left = len(linears) - len(taken)
-    rest = f", {left} one at a time" if left else ""
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
-    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{looked}"
+    return f"{layers}{looked}; {status.reason}"
 
 
 def lower_to_gpu(module: GraphModule) -> str:
     """Pad the weights' rows in place so that a GPU reads them in whole vectors; a sentence on what runs the layers."""
     from recpress_kernels.int8_linear.cuda import pad_rows  # triton exists on Linux alone
 
-    linears = _linears(module)
-    for weight in {node.args[1] for node in linears}:
+    layers = linears(module)
+    for weight in {node.args[1] for node in layers}:
         if weight.op == "get_attr":
             owner, _, name = weight.target.rpartition(".")
             setattr(module.get_submodule(owner), name, pad_rows(module.get_buffer(weight.target)))
-    return f"{len(linears)} int8 layers through Triton-language kernels"
-
-
-def _linears(module: GraphModule) -> list[Node]:
-    return [node for node in module.graph.nodes if node.target in LINEARS]
+    return f"{len(layers)} int8 layers through Triton-language kernels"
 
 
 def drop_identities(module: GraphModule) -> None:
@@ -97,72 +55,3 @@ def drop_identities(module: GraphModule) -> None:
         if off or whole:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-
-
-def _packable(node: Node) -> bool:
-    """Whether the layer is dynamic and its operands are the module's own tensors."""
-    return not node.kwargs and len(node.args) <= 4 and all(n is None or n.op == "get_attr" for n in node.args[1:])
-
-
-def _follow(module: GraphModule, node: Node) -> _Stack:
-    layers = []
-    while True:
-        end, activation = _with_activation(node)
-        before, multiplier = end, None
-        after = _only_user(end)
-        if after is not None and activation in ("none", "relu"):
-            multiplier = _powers_of_two(module, after, end)
-            if multiplier is not None:
-                before, after = after, _only_user(after)
-        linear = after is not None and after.target in LINEARS
-        if not (linear and after.args[0] is before and _packable(after)):
-            return _Stack([*layers, _Layer(node, activation)], end)
-        layers.append(_Layer(node, activation, multiplier))
-        node = after
-
-
-def _powers_of_two(module: GraphModule, node: Node, given: Node) -> Tensor | None:
-    """What ``node`` multiplies ``given`` by, where it is one power of two a column."""
-    if node.target is not _OPS.mul.Tensor or node.args[0] is not given:
-        return None
-    other = node.args[1]
-    if not isinstance(other, Node) or other.op != "get_attr":
-        return None
-    multiplier = module.get_buffer(other.target)
-    exact = multiplier.dtype == torch.float32 and multiplier.dim() == 1
-    return multiplier if exact and (torch.frexp(multiplier).mantissa == 0.5).all() else None
-
-
-def _with_activation(node: Node) -> tuple[Node, str]:
-    after = _only_user(node)
-    if after is not None and after.args[:1] == (node,):
-        if after.target in _ACTIVATIONS:
-            return after, _ACTIVATIONS[after.target]
-        if after.target is _OPS.gelu.default:
-            return after, "gelu_tanh" if after.kwargs.get("approximate") == "tanh" else "gelu_erf"
-    return node, "none"
-
-
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
-    operands: list[list] = [[], [], []]
-    for layer in stack.layers:
-        weight, *vectors = (
-            None if given is None else module.get_buffer(given.target) for given in (*layer.node.args[1:], None)[:3]
-        )
-        if layer.multiplier is not None:
-            vectors = [None if vector is None else vector * layer.multiplier for vector in vectors]
-        for column, given in zip(operands, (weight, *vectors), strict=True):
-            column.append(given)
-    activations = [layer.activation for layer in stack.layers]
-    keeps_floats = [LINEARS[layer.node.target] for layer in stack.layers]
-    module.register_buffer(name, pack_stack(*operands, activations, keeps_floats=keeps_floats))
-    with module.graph.inserting_before(stack.end):
-        packed = module.graph.get_attr(name)
-        out_features = operands[0][-1].shape[0]
-        call = module.graph.call_function(int8_mlp_packed, (stack.layers[0].node.args[0], packed, out_features))
-    call.meta = dict(stack.end.meta)
-    stack.end.replace_all_uses_with(call)

@@ -12,6 +12,8 @@ from recpress.errors import IndexBoundsError
 from recpress.layers import Int8Embedding, Int8EmbeddingBag
 from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
 from recpress_kernels.formats.rows import quantize_rows_int8
+from recpress_kernels.formats.sparse24 import Sparse24
+from recpress_kernels.int8_mlp import choice
 
 OP = torch.ops.recpress.embedding_bag_rows.default
 ROWS = (40, 7, 30, 11)
@@ -218,3 +220,27 @@ def test_on_a_gpu_rows_of_weights_are_padded_and_give_the_same_bits(compressed):
     strides = {name: b.stride(0) for name, b in module.named_buffers() if b.dtype == torch.int8}
     assert strides == {"bottom.0.weight": 16, "bottom.2.weight": 16, "top.0.weight": 32, "top.2.weight": 32}
     assert torch.equal(module(*inputs), want)
+
+
+def test_2_4_layers_run_in_the_form_that_is_measured_faster(tmp_path, monkeypatch):
+    model = small_model()
+    with torch.no_grad():
+        for layer in (*model.bottom, *model.top):
+            if isinstance(layer, nn.Linear):
+                layer.weight[:, 2::4] = 0
+                layer.weight[:, 3::4] = 0
+    compressed = recpress.compress(model, recpress.Recipe(linear="int8-24"))
+    assert sum("2:4" in row.scheme for row in compressed.report.rows) == 4
+    recpress.export(compressed, tmp_path / "a", example_inputs=small_inputs(8), input_names=("dense", "sparse"))
+    dense, sparse = small_inputs(9, seed=4)
+    want = compressed.model(dense, sparse)
+    for faster, run in ((False, 0), (True, 4)):
+        monkeypatch.setattr(choice.Table, "wants_sparse24", lambda *_, faster=faster: faster)
+        loaded = recpress.load(tmp_path / "a")
+        assert f"4 int8 layers in 2 calls, {run} of 4 2:4 layers as 2:4" in loaded.kernels
+        kinds = [
+            isinstance(o.weight, Sparse24) for n, b in loaded.module.named_buffers() if "packed" in n for o in unpack(b)
+        ]
+        assert kinds == [faster] * 4
+        got = loaded.score({"dense": dense, "sparse": sparse})["output"]
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)

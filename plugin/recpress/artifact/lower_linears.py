@@ -1,0 +1,149 @@
+"""Stacks of compressed linear layers in a loaded graph, each in one call of the native CPU kernels.
+
+Each chain of ``int8_linear``, ``int8_sparse24_linear``, ``weight_only_linear`` and activations becomes one call on a
+packed buffer. 2:4 weights run as 2:4 where a table of measurements has that faster (int8_mlp/choice.py), else dense. A
+multiplication by powers of two between layers, as evening out the columns leaves them, goes into the scales and bias of
+the layer before, where it changes no bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from recpress_kernels import int8_mlp_packed, pack_stack
+from recpress_kernels.formats.sparse24 import Sparse24
+from recpress_kernels.int8_mlp.choice import choose_stack
+
+_OPS = torch.ops.aten
+_WEIGHT_ONLY = torch.ops.recpress.weight_only_linear.default
+_SPARSE24 = torch.ops.recpress.int8_sparse24_linear.default
+LINEARS = {torch.ops.recpress.int8_linear.default: 2, _WEIGHT_ONLY: 2, _SPARSE24: 3}
+"""The ops of compressed linear layers, and the place of the weights' scale among their arguments."""
+_ACTIVATIONS = {_OPS.relu.default: "relu", _OPS.sigmoid.default: "sigmoid", _OPS.silu.default: "silu"}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear node, the name of its activation, and what its outputs are then multiplied by."""
+
+    node: Node
+    activation: str
+    multiplier: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A chain of layers, and the node that ends it."""
+
+    layers: list[_Layer]
+    end: Node
+
+
+def linears(module: GraphModule) -> list[Node]:
+    """The compressed linear layers of ``module``."""
+    return [node for node in module.graph.nodes if node.target in LINEARS]
+
+
+def lower_linears(module: GraphModule) -> str:
+    """Rewrite the stacks of ``module`` in place; how many layers are in how many calls now."""
+    nodes = linears(module)
+    stacks = []
+    taken: set[Node] = set()
+    for node in nodes:
+        if node not in taken and _packable(node):
+            stack = _follow(module, node)
+            taken.update(layer.node for layer in stack.layers)
+            stacks.append(stack)
+    stored = run = 0
+    for i, stack in enumerate(stacks):
+        counts = _replace(module, stack, f"packed_{i}")
+        stored, run = stored + counts[0], run + counts[1]
+    left = len(nodes) - len(taken)
+    sparse = f", {run} of {stored} 2:4 layers as 2:4 and the others dense, as measured" if stored else ""
+    return f"{len(taken)} int8 layers in {len(stacks)} calls" + sparse + (f", {left} one at a time" if left else "")
+
+
+def _packable(node: Node) -> bool:
+    """Whether the layer is dynamic and its operands are the module's own tensors."""
+    own = all(n is None or (isinstance(n, Node) and n.op == "get_attr") for n in node.args[1:])
+    return own and not node.kwargs and len(node.args) <= LINEARS[node.target] + 2
+
+
+def _follow(module: GraphModule, node: Node) -> _Stack:
+    layers = []
+    while True:
+        end, activation = _with_activation(node)
+        before, multiplier = end, None
+        after = _only_user(end)
+        if after is not None and activation in ("none", "relu"):
+            multiplier = _powers_of_two(module, after, end)
+            if multiplier is not None:
+                before, after = after, _only_user(after)
+        linear = after is not None and after.target in LINEARS
+        if not (linear and after.args[0] is before and _packable(after)):
+            return _Stack([*layers, _Layer(node, activation)], end)
+        layers.append(_Layer(node, activation, multiplier))
+        node = after
+
+
+def _powers_of_two(module: GraphModule, node: Node, given: Node) -> Tensor | None:
+    """What ``node`` multiplies ``given`` by, where it is one power of two a column."""
+    if node.target is not _OPS.mul.Tensor or node.args[0] is not given:
+        return None
+    other = node.args[1]
+    if not isinstance(other, Node) or other.op != "get_attr":
+        return None
+    multiplier = module.get_buffer(other.target)
+    exact = multiplier.dtype == torch.float32 and multiplier.dim() == 1
+    return multiplier if exact and (torch.frexp(multiplier).mantissa == 0.5).all() else None
+
+
+def _with_activation(node: Node) -> tuple[Node, str]:
+    after = _only_user(node)
+    if after is not None and after.args[:1] == (node,):
+        if after.target in _ACTIVATIONS:
+            return after, _ACTIVATIONS[after.target]
+        if after.target is _OPS.gelu.default:
+            return after, "gelu_tanh" if after.kwargs.get("approximate") == "tanh" else "gelu_erf"
+    return node, "none"
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _replace(module: GraphModule, stack: _Stack, name: str) -> tuple[int, int]:
+    """Put one call in place of ``stack``; how many of its layers are stored as 2:4, and how many run as such."""
+    operands = [_operands(module, layer) for layer in stack.layers]
+    stored = [weight for weight, _, _ in operands]
+    weights = choose_stack(stored)
+    packed = pack_stack(
+        weights,
+        [scale for _, scale, _ in operands],
+        [bias for _, _, bias in operands],
+        [layer.activation for layer in stack.layers],
+        keeps_floats=[layer.node.target is _WEIGHT_ONLY for layer in stack.layers],
+    )
+    module.register_buffer(name, packed)
+    with module.graph.inserting_before(stack.end):
+        buffer = module.graph.get_attr(name)
+        out_features = operands[-1][1].shape[0]
+        call = module.graph.call_function(int8_mlp_packed, (stack.layers[0].node.args[0], buffer, out_features))
+    call.meta = dict(stack.end.meta)
+    stack.end.replace_all_uses_with(call)
+    return tuple(sum(isinstance(w, Sparse24) for w in ws) for ws in (stored, weights))
+
+
+def _operands(module: GraphModule, layer: _Layer) -> tuple[Tensor | Sparse24, Tensor, Tensor | None]:
+    """Weight, scale and bias of a layer, with what its outputs are multiplied by in the last two."""
+    node = layer.node
+    at = LINEARS[node.target]
+    given = [None if n is None else module.get_buffer(n.target) for n in (*node.args[1:], None)[: at + 1]]
+    *weight, scale, bias = given
+    if layer.multiplier is not None:
+        scale, bias = (None if vector is None else vector * layer.multiplier for vector in (scale, bias))
+    if node.target is _SPARSE24:
+        return Sparse24(*weight, int(node.args[0].meta["val"].shape[-1])), scale, bias
+    return weight[0], scale, bias
