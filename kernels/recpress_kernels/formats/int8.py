@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.affine import quantize_symmetric, symmetric
 
 QMAX = 127
 MAX_IN_FEATURES = (2**31 - 1) // (QMAX * QMAX)
@@ -37,11 +38,8 @@ def quantize_per_channel(weight: Tensor, *, weight_bits: int = 8) -> tuple[Tenso
     if not torch.isfinite(w).all():
         raise KernelInputError("weight holds NaN or infinity; find where training diverged before compressing")
     absmax = w.abs().amax(dim=1) if w.shape[1] else w.new_zeros(w.shape[0])
-    scale = absmax / qmax
-    # A channel of zeros, or one so small that its scale underflows, is stored as zeros.
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    q = torch.round(w / scale[:, None]).clamp_(-qmax, qmax).to(torch.int8)
-    return q, scale
+    scale = symmetric(absmax, qmax)
+    return quantize_symmetric(w, scale[:, None], qmax), scale
 
 
 def dequantize_per_channel(q: Tensor, scale: Tensor) -> Tensor:
