@@ -58,7 +58,8 @@ def test_far_arguments_and_what_is_not_a_number(name, activation):
     y = torch.tensor([float("nan"), float("inf"), 3e38, 1e30, 200.0, 0.0, -200.0, -1e30, -3e38])
     with path(name):
         got = run(activation, y)
-    want = TRUTH[activation](y)
+    # In float64: torch's own float32 gelu on AVX-512 has NaN for infinity.
+    want = TRUTH[activation](y.double()).float()
     want[0] = torch.nan
     assert torch.allclose(got, want, rtol=1e-6, atol=1e-30, equal_nan=True)
 

@@ -1,6 +1,7 @@
 """The AVX-512 VNNI source, compiled over SIMDe's portable emulation of those instructions.
 
-What this proves is the source's arithmetic, lane order and tails. It has not run on hardware.
+What this proves is the source's arithmetic, lane order and tails, on any x86-64. Where the CPU has the instructions,
+the other tests run them too.
 """
 
 import ctypes

@@ -21,7 +21,8 @@ def torch_static(stack: nn.Sequential, calibration: Tensor) -> Peer:
     torch.backends.quantized.engine = "fbgemm"
     model = nn.Sequential(q.QuantStub(), *_copy(stack), q.DeQuantStub()).eval()
     pairs = [[str(i), str(i + 1)] for i, m in enumerate(model[:-1]) if isinstance(model[i + 1], nn.ReLU)]
-    model = q.fuse_modules(model, pairs)
+    if pairs:
+        model = q.fuse_modules(model, pairs)
     model.qconfig = q.get_default_qconfig("fbgemm")
     prepared = q.prepare(model)
     prepared(calibration)

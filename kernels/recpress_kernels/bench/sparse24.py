@@ -48,7 +48,8 @@ def ours_sparse24(stack: nn.Sequential) -> Callable[[Tensor], Tensor]:
         [m.bias.detach() for m in linears],
         ["relu"] * (len(linears) - 1) + ["none"],
     )
-    return lambda x: rk.int8_mlp_packed(x, packed, linears[-1].out_features)
+    out_features = linears[-1].out_features
+    return lambda x: rk.int8_mlp_packed(x, packed, out_features)
 
 
 def run(

@@ -25,7 +25,7 @@ UNIT, PANEL = 16, 16
 UNIT_BYTES = 12 * PANEL
 _SPLITS = torch.tensor([[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]])  # of 4 values into two products
 _SWAPPED = torch.cat([_SPLITS, _SPLITS[:, [2, 3, 0, 1]]])
-_ROWS_AT_ONCE = 256
+_UNITS_AT_ONCE = 2**14  # which bounds the memory that choosing the order takes
 
 
 def pack(sparse: Sparse24) -> Tensor:
@@ -40,7 +40,7 @@ def pack(sparse: Sparse24) -> Tensor:
     places = torch.stack([nibbles & 3, nibbles >> 2], dim=2)
     places[:, 1::2] += 4  # the second group of 8 k
     values, places = values.view(columns, units, 2, 4), places.view(columns, units, 2, 4)
-    order = torch.cat([_order(part) for part in values.split(_ROWS_AT_ONCE)])
+    order = torch.cat([_order(part) for part in values.split(-(-_UNITS_AT_ONCE // units))])
     values, places = values.gather(3, order), places.gather(3, order)
     both = places[:, :, 0] | places[:, :, 1] << 4
     unit = torch.cat([values.view(torch.uint8), both[:, :, None]], dim=2)  # [columns, units, 3, 4]

@@ -54,21 +54,26 @@ void tile(const recpress::Layer& layer, const Chunk& chunk, int64_t row, int64_t
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         int64_t first = (panel + p) * recpress::kPanel, left = layer.n - first;
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            Row of = chunk.rows[row + r];
-            float* y = chunk.y + (row + r) * chunk.y_stride + first;
-            float last[recpress::kPanel];
-            float* to = left < recpress::kPanel ? last : y;
+        bool whole = left >= recpress::kPanel;
+        float last[R][recpress::kPanel];
+        float* y = whole ? chunk.y + row * chunk.y_stride + first : last[0];
+        int64_t y_stride = whole ? chunk.y_stride : recpress::kPanel;
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) {
-                int64_t n = first + v * W;
-                I exact = acc[r][p][v] - set1(of.zero) * load(layer.sums + n);
-                F value = to_float(exact) * set1(of.scale) * load(layer.scales + n) + load(layer.bias + n);
-                store(to + v * W, max(floor, value));  // NaN stays NaN
+        for (int v = 0; v < V; v++) {
+            int64_t n = first + v * W;
+            I sums = load(layer.sums + n);
+            F scales = load(layer.scales + n), bias = load(layer.bias + n);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                Row of = chunk.rows[row + r];
+                I exact = acc[r][p][v] - set1(of.zero) * sums;
+                F value = to_float(exact) * set1(of.scale) * scales + bias;
+                store(y + r * y_stride + v * W, max(floor, value));  // NaN stays NaN
             }
-            if (to == last) std::memcpy(y, last, size_t(left) * sizeof(float));
         }
+        if (!whole)
+            for (int r = 0; r < R; r++)
+                std::memcpy(chunk.y + (row + r) * chunk.y_stride + first, last[r], size_t(left) * sizeof(float));
     }
 }
 

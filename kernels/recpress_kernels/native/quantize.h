@@ -63,37 +63,49 @@ struct Quotient {
     I whole(F shifted) const { return bits(shifted) + offset; }
 };
 
-template <int C>
-inline void quantize_block(const Quotient& by, const F (&x)[C], uint8_t* q) {
-    I whole[C], differ = set1(0);
-    for (int c = 0; c < C; c++) {
-        F more = by.fast(x[c], by.more);
-        differ = differ | (bits(more) ^ bits(by.fast(x[c], by.less)));
-        whole[c] = by.whole(more);
-    }
-    if (__builtin_expect(by.divide || !all_zero(differ), 0))
-        for (int c = 0; c < C; c++) whole[c] = by.whole(by.exact(x[c]));
+// LIMIT keeps calibrated quotients in bounds: beyond 200 steps every value meets one, whatever the zero point.
+template <bool LIMIT>
+inline F limited(const Quotient& by, F a) {
+    F most = set1(200.0f) * by.scale;
+    return LIMIT ? min(max(a, set1(0.0f) - most), most) : a;
+}
+
+// C vectors of x by division. Out of line, so that the fast loop keeps its registers; it reads x anew.
+template <bool LIMIT, int C>
+__attribute__((noinline, cold)) void quantize_exactly(const Quotient& by, const float* x, uint8_t* q) {
+    I whole[C];
+    for (int c = 0; c < C; c++) whole[c] = by.whole(by.exact(limited<LIMIT>(by, load(x + c * W))));
     store_clamped(q, whole);
 }
 
-// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights. LIMIT keeps
-// calibrated quotients in bounds.
+template <bool LIMIT, int C>
+inline void quantize_block(const Quotient& by, const float* x, uint8_t* q) {
+    I whole[C], differ = set1(0);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+        F a = limited<LIMIT>(by, load(x + c * W)), more = by.fast(a, by.more);
+        differ = differ | (bits(more) ^ bits(by.fast(a, by.less)));
+        whole[c] = by.whole(more);
+    }
+    if (__builtin_expect(by.divide || !all_zero(differ), 0))
+        quantize_exactly<LIMIT, C>(by, x, q);
+    else
+        store_clamped(q, whole);
+}
+
+// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights.
 template <bool LIMIT>
 inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {
-    Quotient by(row.scale, row.zero);
-    // Beyond 200 steps every value meets a bound, whatever the zero point.
-    F most = set1(200.0f * row.scale), least = set1(-200.0f * row.scale);
-    auto get = [&](F a) { return LIMIT ? min(max(a, least), most) : a; };
+    const Quotient by(row.scale, row.zero);
     int64_t i = 0;
-    for (; i + 4 * W <= k; i += 4 * W) {
-        F a[4] = {get(load(x + i)), get(load(x + i + W)), get(load(x + i + 2 * W)), get(load(x + i + 3 * W))};
-        quantize_block(by, a, q + i);
-    }
-    for (; i < k; i += W) {
-        F a[1] = {get(i + W <= k ? load(x + i) : load_tail(x + i, k - i))};
+    for (; i + 4 * W <= k; i += 4 * W) quantize_block<LIMIT, 4>(by, x + i, q + i);
+    for (; i + W <= k; i += W) quantize_block<LIMIT, 1>(by, x + i, q + i);
+    if (i < k) {
+        float last[W];
         uint8_t some[W];
-        quantize_block(by, a, some);
-        std::memcpy(q + i, some, size_t(k - i < W ? k - i : W));
+        store(last, load_tail(x + i, k - i));
+        quantize_block<LIMIT, 1>(by, last, some);
+        std::memcpy(q + i, some, size_t(k - i));
     }
     std::memset(q + k, 0, size_t(k_padded - k));
 }

@@ -44,7 +44,7 @@ static inline __m512i _mm512_cvtps_epi32(__m512 a) {
 namespace {
 
 constexpr int W = 16;
-constexpr int kMaxRows = 6;
+constexpr int kMaxRows = 8;
 struct F { __m512 v; };
 struct I { __m512i v; };
 using Bytes = __m512i;
