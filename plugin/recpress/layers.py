@@ -4,6 +4,8 @@ Each holds its weights as buffers in the device-free form of ``recpress_kernels.
 layer of torch with the same call.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -15,40 +17,53 @@ from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What becomes of a layer's inputs before they are quantised, and by what scale; None: nothing, and a row's own."""
+
+    multiplier: Tensor | None = None
+    x_scale: Tensor | None = None
+    x_zero_point: Tensor | None = None
+
+
 class Int8Linear(nn.Module):
     """``nn.Linear`` on int8 weights ``[out, in]``; activations are quantised to 7 bits a row at a time.
 
-    Buffers: ``weight`` int8 ``[out, in]``, ``weight_scale`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None, and
-    ``multiplier`` float32 ``[in]``, by which inputs are multiplied first, or None.
+    Buffers: ``weight`` int8 ``[out, in]``, ``weight_scale`` float32 ``[out]``, ``bias`` float32 ``[out]`` or None; of
+    :class:`Inputs` ``multiplier`` float32 ``[in]``, ``x_scale`` float32 ``[1]`` and ``x_zero_point`` int32 ``[1]``.
     """
 
     scheme = "int8 weights a channel, 7-bit activations a row"
 
     def __init__(
-        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, multiplier: Tensor | None = None
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, inputs: "Inputs | None" = None
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
-        self.register_buffer("multiplier", multiplier)
-        if multiplier is not None:
+        inputs = inputs or Inputs()
+        for name, tensor in vars(inputs).items():
+            self.register_buffer(name, tensor)
+        if inputs.x_scale is not None:
+            self.scheme = self.scheme.replace("a row", "calibrated")
+        if inputs.multiplier is not None:
             self.scheme = f"{self.scheme}, columns evened out"
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, multiplier: Tensor | None = None) -> "Int8Linear":
-        """Quantise the weights of ``linear``, divided by ``multiplier``; its bias is kept as float32."""
-        dense = linear.weight if multiplier is None else linear.weight.detach() / multiplier
+    def from_linear(cls, linear: nn.Linear, inputs: "Inputs | None" = None) -> "Int8Linear":
+        """Quantise the weights of ``linear``, divided by the inputs' multiplier; its bias is kept as float32."""
+        plain = inputs is None or inputs.multiplier is None
+        dense = linear.weight if plain else linear.weight.detach() / inputs.multiplier
         weight, scale = quantize_per_channel(dense)
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
-        return cls(weight, scale, bias, multiplier)
+        return cls(weight, scale, bias, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of x."""
-        return int8_linear(
-            x if self.multiplier is None else x * self.multiplier, self.weight, self.weight_scale, self.bias
-        )
+        x = x if self.multiplier is None else x * self.multiplier
+        return int8_linear(x, self.weight, self.weight_scale, self.bias, *_pair(self))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -57,8 +72,8 @@ class Int8Linear(nn.Module):
 class Int8Sparse24Linear(nn.Module):
     """:class:`Int8Linear` on 2:4 weights in the canonical form of ``recpress_kernels.formats.sparse24``.
 
-    Buffers: ``values`` int8 ``[out, ceil(in / 4) * 2]``, ``indices`` uint8 ``[out, ceil(in / 8)]``, and
-    ``weight_scale``, ``bias`` and ``multiplier`` as there.
+    Buffers: ``values`` int8 ``[out, ceil(in / 4) * 2]``, ``indices`` uint8 ``[out, ceil(in / 8)]``, and the others as
+    there.
     """
 
     def __init__(self, dense: Int8Linear) -> None:
@@ -68,16 +83,21 @@ class Int8Sparse24Linear(nn.Module):
         sparse = sparse24.compress(dense.weight)
         self.register_buffer("values", sparse.values)
         self.register_buffer("indices", sparse.indices)
-        for name in ("weight_scale", "bias", "multiplier"):
+        for name in ("weight_scale", "bias", *Inputs.__dataclass_fields__):
             self.register_buffer(name, getattr(dense, name))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of x."""
         x = x if self.multiplier is None else x * self.multiplier
-        return int8_sparse24_linear(x, self.values, self.indices, self.weight_scale, self.bias)
+        return int8_sparse24_linear(x, self.values, self.indices, self.weight_scale, self.bias, *_pair(self))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _pair(layer: nn.Module) -> tuple:
+    """The rest of the op's arguments: nothing where rows are quantised by their own range."""
+    return () if layer.x_scale is None else ("none", layer.x_scale, layer.x_zero_point)
 
 
 class WeightOnlyLinear(Int8Linear):
@@ -194,16 +214,16 @@ def _crowded(weight: Tensor) -> str | None:
     )
 
 
-def compressed(layer: nn.Module, scheme: str, multiplier: Tensor | None = None) -> nn.Module:
+def compressed(layer: nn.Module, scheme: str, inputs: Inputs | None = None) -> nn.Module:
     """``layer``, for which :func:`refusal` is None, as ``scheme``; embeddings know int8 alone.
 
-    ``multiplier`` is that of an int8 or int8-24 ``nn.Linear``.
+    ``inputs`` are those of an int8 or int8-24 ``nn.Linear``.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
     if isinstance(layer, nn.Linear):
-        dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, multiplier)
+        dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, inputs)
         return Int8Sparse24Linear(dense) if scheme == "int8-24" else dense
     if isinstance(layer, nn.EmbeddingBag):
         return Int8EmbeddingBag.from_embedding_bag(layer)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from recpress import layers
-from recpress.errors import KernelInputError, UnsupportedLayerError
+from recpress.errors import CalibrationError, KernelInputError, UnsupportedLayerError
 from recpress.quantize import smooth
 from recpress.quantize.capture import Captured
+from recpress.quantize.observers import calibrate
 from recpress.recipe import Recipe, Scheme
 
 Status = Literal["compressed", "kept", "unreachable"]
@@ -51,8 +52,14 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
 
     Raises:
         RecipeError: an override matches nothing, or two collide.
+        CalibrationError: the recipe asks for static activations, and nothing was captured.
         UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
     """
+    if recipe.activations == "static" and captured is None:
+        raise CalibrationError(
+            f"recipe {recipe.name} quantises activations by ranges found on calibration inputs; give "
+            "calibration=[...], or activations: row"
+        )
     names = _names(model)
     schemes = recipe.schemes(
         {name: _KINDS[type(m)] for m, aliases in names.items() if type(m) in _KINDS for name in aliases}
@@ -65,7 +72,7 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
         verdicts[module] = verdict
         if verdict[0] == "compressed":
             scheme = schemes[aliases[0]][0]
-            replaced[id(module)] = _compress(module, aliases[0], scheme, _multiplier(module, scheme, recipe, captured))
+            replaced[id(module)] = _compress(module, aliases[0], scheme, _inputs(module, scheme, recipe, captured))
     rows = _account(names, verdicts, replaced, captured)
     return _copy(model, replaced), rows
 
@@ -124,12 +131,15 @@ def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
     return {f"{aliases[0]}.{name}".lstrip(".") for name, _ in _tensors(module)}
 
 
-def _multiplier(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> Tensor | None:
-    """What evens out the columns of an int8 layer's inputs, where it is known and worth it."""
-    if captured is None or scheme not in ("int8", "int8-24") or not recipe.smooth or id(module) not in captured.inputs:
+def _inputs(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> layers.Inputs | None:
+    """What calibration tells of an int8 layer's inputs: what evens out their columns, and their range."""
+    if captured is None or scheme not in ("int8", "int8-24") or id(module) not in captured.inputs:
         return None
-    found = smooth.search(module, captured.inputs[id(module)])
-    return None if found is None else found.multiplier
+    x, observer = captured.inputs[id(module)], recipe.observer if recipe.activations == "static" else None
+    found = smooth.search(module, x, observer) if recipe.smooth else None
+    multiplier = None if found is None else found.multiplier
+    pair = () if observer is None else calibrate(x if multiplier is None else x * multiplier, observer)
+    return layers.Inputs(multiplier, *pair)
 
 
 def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None) -> float | None:
@@ -142,9 +152,9 @@ def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None
     return float(10 * torch.log10(truth.square().mean() / error)) if error > 0 else None
 
 
-def _compress(module: nn.Module, name: str, scheme: Scheme, multiplier: Tensor | None) -> nn.Module:
+def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None) -> nn.Module:
     try:
-        return layers.compressed(module, scheme, multiplier)
+        return layers.compressed(module, scheme, inputs)
     except KernelInputError as error:
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"

@@ -75,7 +75,7 @@ def test_longest_sum(name):
 
 
 PACK = {
-    "lengths": (([W], [S], [B], []), r"have \[1, 1, 1, 0, 1\] entries"),
+    "lengths": (([W], [S], [B], []), r"have \[1, 1, 1, 0, 1, 1\] entries"),
     "nothing": (([], [], [], []), "entries; give 1 to 64"),
     "activation": (([W], [S], [B], ["elu"]), "layer 0: activation is 'elu'"),
     "weight": (([W.float()], [S], [B], ["none"]), "layer 0: weight is torch.float32"),

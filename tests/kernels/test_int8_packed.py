@@ -164,7 +164,7 @@ def poke(at: int, form_: str, value: int):
     return change
 
 
-FIRST, SECOND = 64, 128
+FIRST, SECOND = 64, 192
 BROKEN = {
     "not packed": (poke(0, "<B", 0), "does not begin"),
     "another version": (poke(8, "<I", 1), "version"),
@@ -185,6 +185,10 @@ BROKEN = {
     "scales not aligned": (poke(FIRST + 40, "<q", 1000), "corrupt"),
     "list beyond the end": (poke(FIRST + 56, "<q", 2**40), "corrupt"),
     "bias negative": (poke(SECOND + 48, "<q", -64), "corrupt"),
+    "input scale negative": (poke(FIRST + 64, "<f", -1.0), "corrupt"),
+    "input scale infinite": (poke(FIRST + 64, "<f", float("inf")), "corrupt"),
+    "input scale not a number": (poke(FIRST + 64, "<f", float("nan")), "corrupt"),
+    "input zero point": (poke(FIRST + 68, "<i", 128), "corrupt"),
     "layers that do not meet": (poke(SECOND + 4, "<i", 13), "corrupt"),
 }
 

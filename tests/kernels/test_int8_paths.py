@@ -350,3 +350,45 @@ class Call(torch.nn.Module):
     def __init__(self, function):
         super().__init__()
         self.forward = function
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stack_of_calibrated_layers_is_one_call_a_layer(name, dtype):
+    layers = [layer(40, 13), layer(33, 40), layer(20, 33), layer(1, 20)]
+    weights, scales, biases = map(list, zip(*layers, strict=True))
+    activations = ["relu", "silu", "relu", "none"]
+    pairs = [(torch.tensor([s]), torch.tensor([z], dtype=torch.int32)) for s, z in ((0.07, 60), (0.2, 0), (0.3, 9))]
+    pairs.insert(2, None)
+    packed = rk.pack_stack(weights, scales, biases, activations, x_pairs=pairs)
+    assert [one.x_pair for one in rk.unpack(packed)] == pairs
+    for m in (1, 7, 50):
+        x = rows(m, 13)
+        x[m // 2, 3] = float("inf")
+        x = want = x.to(dtype)
+        with path(name):
+            for operands, activation, pair in zip(layers, activations, pairs, strict=True):
+                want = rk.int8_linear(want, *operands, activation, *(pair or (None, None)))
+            assert same_bits(rk.int8_mlp_packed(x, packed, 1), want)
+            one = rk.pack(*layers[0], "relu", x_pair=pairs[0])
+            first = rk.int8_linear(x, *layers[0], "relu", *pairs[0])
+            assert same_bits(rk.int8_linear_packed(x, one, 40), first)
+            # A pair that is given stands in place of the layer's own.
+            other = rk.int8_linear(x, *layers[0], "relu", *pairs[1])
+            assert same_bits(rk.int8_linear_packed(x, one, 40, *pairs[1]), other)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ((torch.tensor([0.0]), torch.tensor([3], dtype=torch.int32)), "x_scale is 0.0; give a positive"),
+        ((torch.tensor([0.1]), torch.tensor([128], dtype=torch.int32)), "x_zero_point is 128; allowed are 0 to 127"),
+        ((torch.tensor([0.1]), torch.tensor([3])), "x_zero_point is torch.int64"),
+        ((torch.tensor([0.1, 0.1]), torch.tensor([3], dtype=torch.int32)), "x_scale is torch.float32 of shape"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused(pair, message):
+    with pytest.raises(rk.KernelInputError, match=f"layer 0: {message}"):
+        rk.pack(*layer(3, 5), x_pair=pair)
+    with pytest.raises(rk.KernelInputError, match="keeps its inputs as floats and has a calibrated pair"):
+        rk.pack(*layer(3, 5), x_pair=pair, keeps_floats=True)

@@ -32,7 +32,10 @@ def test_is_frozen():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"liner": "int8"}, "unknown key 'liner'; allowed are: name, linear, smooth, embedding, overrides"),
+        (
+            {"liner": "int8"},
+            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, overrides",
+        ),
         ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-24', 'int8-weights' or 'keep'"),
         ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8' or 'keep'"),
         ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),

@@ -1,11 +1,11 @@
 """A stack of int8 layers as one buffer that the native CPU kernels read: a load step, never stored in an artifact.
 
-The buffer is uint8, little-endian, and starts with a header of 64 bytes and one of 64 bytes a layer
+The buffer is uint8, little-endian, and starts with a header of 64 bytes and one of 128 bytes a layer
 (``native/abi.h`` holds the same structures)::
 
     magic "RPINT8\\0\\0", version u32, layout u32, layers i32, -, bytes i64, 32 reserved
     n i32, k i32, k_padded i32, activation i32, flags i32, depth i32,
-    offsets of weights, sums, scales, bias, wide i64
+    offsets of weights, sums, scales, bias, wide i64, x_scale f32, x_zero_point i32, 56 reserved
 
 Each section begins at a multiple of 64 bytes. Columns and k are padded to multiples of 16, with zeros::
 
@@ -46,12 +46,12 @@ from recpress_kernels.formats.sparse24 import Sparse24
 ACTIVATIONS = ("none", "relu", "gelu_tanh", "gelu_erf", "sigmoid", "silu")
 """The position of a name is its code in the buffer."""
 MAGIC = b"RPINT8\0\0"
-VERSION = 2
+VERSION = 3
 PANEL, GROUP, STEP = 16, 4, 16
 LAYOUT = PANEL << 16 | GROUP << 8 | STEP
 MAX_LAYERS = 64
 _HEADER = struct.Struct("<8sIIiiq32x")
-_LAYER = struct.Struct("<6i5q")
+_LAYER = struct.Struct("<6i5qfi56x")
 _ALIGN = 64
 _HAS_BIAS, _SPARSE24, _KEEPS_FLOATS = 1, 2, 4
 _LIMIT = (2**15 - 1) // 127
@@ -62,11 +62,16 @@ _SPARSE24_CYCLES = {1: 1.48, 2: 1.31}
 _BREAK_CYCLES = 4.0
 
 
+Pair = tuple[Tensor, Tensor]
+"""A scale, float32 of one element, and a zero point, int32 of one element."""
+
+
 @dataclass(frozen=True)
 class PackedLayer:
     """One layer of a packed buffer, canonical again: int8 ``[N, K]`` or 2:4, float32 ``[N]``, float32 ``[N]`` or None.
 
-    ``depth`` products are added in 16 bits in all blocks but the share ``wide``.
+    ``depth`` products are added in 16 bits in all blocks but the share ``wide``. ``x_pair`` is the calibrated scale and
+    zero point of its inputs, None where each row is quantised by its own range.
     """
 
     weight: Tensor | Sparse24
@@ -76,6 +81,7 @@ class PackedLayer:
     depth: int
     wide: float
     keeps_floats: bool
+    x_pair: Pair | None
 
     @property
     def dense_weight(self) -> Tensor:
@@ -95,9 +101,10 @@ def pack(
     activation: str = "none",
     *,
     keeps_floats: bool = False,
+    x_pair: Pair | None = None,
 ) -> Tensor:
     """One layer as a packed buffer, uint8 of one dimension; see :func:`pack_stack`."""
-    return pack_stack([weight], [weight_scale], [bias], [activation], keeps_floats=[keeps_floats])
+    return pack_stack([weight], [weight_scale], [bias], [activation], keeps_floats=[keeps_floats], x_pairs=[x_pair])
 
 
 def pack_stack(
@@ -107,6 +114,7 @@ def pack_stack(
     activations: list[str],
     *,
     keeps_floats: list[bool] | None = None,
+    x_pairs: list[Pair | None] | None = None,
 ) -> Tensor:
     """A stack of layers as one packed buffer, uint8 of one dimension, on the CPU.
 
@@ -116,16 +124,18 @@ def pack_stack(
         biases: float32 ``[N_i]`` or None, one a layer.
         activations: names of :data:`ACTIVATIONS`, one a layer.
         keeps_floats: which layers compute as ``weight_only_linear``, their inputs not quantised; None for none.
+        x_pairs: calibrated scales, positive and finite, and zero points, 0 to 127, of the layers' inputs; None where
+            each row is quantised by its own range.
 
     Raises:
         KernelInputError: an operand has another dtype, shape, device or value.
     """
-    keeps_floats = keeps_floats or [False] * len(weights)
-    _check_stack(weights, weight_scales, biases, activations, keeps_floats)
+    keeps_floats, x_pairs = keeps_floats or [False] * len(weights), x_pairs or [None] * len(weights)
+    _check_stack(weights, weight_scales, biases, activations, keeps_floats, x_pairs)
     at = _aligned(_HEADER.size + _LAYER.size * len(weights))
     headers, sections = [], []
-    stack = zip(weights, weight_scales, biases, activations, keeps_floats, strict=True)
-    for weight, scale, bias, activation, floats in stack:
+    stack = zip(weights, weight_scales, biases, activations, keeps_floats, x_pairs, strict=True)
+    for weight, scale, bias, activation, floats, x_pair in stack:
         n, k = _shape(weight)
         columns = -(-n // PANEL) * PANEL
         sparse = isinstance(weight, Sparse24)
@@ -136,7 +146,8 @@ def pack_stack(
             sections.append((at, section))
             at = _aligned(at + section.numel() * section.element_size())
         flags = _HAS_BIAS * (bias is not None) | _SPARSE24 * sparse | _KEEPS_FLOATS * floats
-        headers.append(_LAYER.pack(n, k, _k_padded(k), ACTIVATIONS.index(activation), flags, depth, *offsets))
+        pair = (0.0, 0) if x_pair is None else (part.item() for part in x_pair)
+        headers.append(_LAYER.pack(n, k, _k_padded(k), ACTIVATIONS.index(activation), flags, depth, *offsets, *pair))
     front = _HEADER.pack(MAGIC, VERSION, LAYOUT, len(weights), 0, at) + b"".join(headers)
     packed = torch.zeros(at, dtype=torch.uint8)
     packed[: len(front)] = torch.frombuffer(bytearray(front), dtype=torch.uint8)
@@ -165,12 +176,14 @@ def widths(packed: Tensor) -> list[int]:
 
 
 def _unpack_layer(
-    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, depth: int, *offsets: int
+    packed: Tensor, n: int, k: int, k_padded: int, activation: int, flags: int, depth: int, *rest: float
 ) -> PackedLayer:
+    *offsets, x_scale, x_zero_point = rest
     _intact(n >= 1 and k >= 1 and k_padded == _k_padded(k) and 0 <= activation < len(ACTIVATIONS))
     sparse, floats = bool(flags & _SPARSE24), bool(flags & _KEEPS_FLOATS)
     _intact(not flags & ~(_HAS_BIAS | _SPARSE24 | _KEEPS_FLOATS) and not (sparse and floats))
     _intact(depth in ((1,) if floats else _SPARSE24_CYCLES if sparse else _CYCLES))
+    _intact(0 <= x_scale < float("inf") and 0 <= x_zero_point <= 127 and not (floats and x_scale))
     columns = -(-n // PANEL) * PANEL
     count = columns // PANEL
     weights = count * (k_padded // packed_sparse24.UNIT) * packed_sparse24.UNIT_BYTES if sparse else columns * k_padded
@@ -199,6 +212,7 @@ def _unpack_layer(
         depth=depth,
         wide=int(starts.view(torch.int32)[-1]) / (count * k_padded // block) if depth > 1 else 1.0,
         keeps_floats=floats,
+        x_pair=(torch.tensor([x_scale]), torch.tensor([x_zero_point], dtype=torch.int32)) if x_scale else None,
     )
 
 
@@ -230,17 +244,30 @@ def _weight_problem(weight: Tensor | Sparse24, scale: Tensor, bias: Tensor | Non
     )
 
 
+def _pair_problem(scale: Tensor, zero_point: Tensor, floats: bool) -> str:
+    if floats:
+        return "it keeps its inputs as floats and has a calibrated pair for them; give one of the two"
+    for name, part, dtype in (("x_scale", scale, torch.float32), ("x_zero_point", zero_point, torch.int32)):
+        if part.dtype != dtype or part.numel() != 1 or not part.is_cpu:
+            return f"{name} is {part.dtype} of shape {tuple(part.shape)} on {part.device}; give {dtype} of one element"
+    if not 0 < scale.item() < float("inf"):
+        return f"x_scale is {scale.item()}; give a positive finite number"
+    return "" if 0 <= zero_point.item() <= 127 else f"x_zero_point is {zero_point.item()}; allowed are 0 to 127"
+
+
 def _check_stack(
     weights: list[Tensor | Sparse24],
     weight_scales: list[Tensor],
     biases: list[Tensor | None],
     activations: list[str],
     keeps_floats: list[bool],
+    x_pairs: list[Pair | None],
 ) -> None:
-    lengths = [len(column) for column in (weights, weight_scales, biases, activations, keeps_floats)]
+    columns = (weights, weight_scales, biases, activations, keeps_floats, x_pairs)
+    lengths = [len(column) for column in columns]
     if len(set(lengths)) != 1 or not 1 <= lengths[0] <= MAX_LAYERS:
         raise KernelInputError(
-            f"weights, weight_scales, biases, activations and keeps_floats have {lengths} entries; give 1 to "
+            f"weights, weight_scales, biases, activations, keeps_floats and x_pairs have {lengths} entries; give 1 to "
             f"{MAX_LAYERS}, as many of each"
         )
     for i, weight in enumerate(weights):
@@ -248,6 +275,8 @@ def _check_stack(
             raise KernelInputError(f"layer {i}: {problem}")
         if keeps_floats[i] and isinstance(weight, Sparse24):
             raise KernelInputError(f"layer {i}: a 2:4 layer that keeps its inputs as floats has no packed form")
+        if x_pairs[i] is not None and (problem := _pair_problem(*x_pairs[i], keeps_floats[i])):
+            raise KernelInputError(f"layer {i}: {problem}")
         if activations[i] not in ACTIVATIONS:
             raise KernelInputError(f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}")
         n, k = _shape(weight)

@@ -111,7 +111,7 @@ def _general(op: str, x: Tensor, packed: Tensor, out_features: int, most: int) -
             if layer.keeps_floats:
                 y = weight_only(y, *operands)
             else:
-                y = cpu.int8_linear(y, *operands, None, None, None, None)
+                y = cpu.int8_linear(y, *operands, *(layer.x_pair or (None, None)), None, None)
     return y.view(*x.shape[:-1], out_features)
 
 
@@ -139,7 +139,8 @@ def _cpu(
         if layer.keeps_floats:
             native.check(_OP, native.FLOAT_INPUTS)
         operands = (layer.dense_weight, layer.weight_scale, layer.bias, layer.activation)
-        y = cpu.int8_linear(rows, *operands, *pairs)
+        x_pair = (x_scale, x_zero_point) if x_scale is not None else layer.x_pair or (None, None)
+        y = cpu.int8_linear(rows, *operands, *x_pair, out_scale, out_zero_point)
     else:
         arguments = native.LinearArguments(packed=packed.data_ptr(), packed_bytes=packed.numel())
         y, code = cpu.run(rows, out_features, arguments, *pairs)

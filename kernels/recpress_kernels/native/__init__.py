@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 5
+_ABI = 6
 
 STACK = -10
 FLOAT_INPUTS = -13

@@ -38,7 +38,7 @@ constexpr int kGroup = 4;   // consecutive k of one column that lie together
 constexpr int kStep = 16;   // k is padded with zero weights to a multiple of this
 constexpr int kSparseUnit = 16;                // k of a 2:4 layer that lie together
 constexpr int kSparseUnitBytes = kPanel * 12;  // of one panel: values [2][16][4], places [16][4]
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint32_t kLayout = 0x00100410;  // panel, group, step
 constexpr int32_t kHasBias = 1, kIsSparse24 = 2, kKeepsFloats = 4;  // flags; the last: inputs are not quantised
 
@@ -50,7 +50,7 @@ struct BufferHeader {  // 64 bytes, followed by one LayerHeader a layer
     uint8_t reserved1[32];
 };
 
-struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, multiples of 64
+struct LayerHeader {  // 128 bytes; offsets are from the front of the buffer, multiples of 64
     int32_t n, k, k_padded, activation, flags;
     int32_t depth;    // vpmaddubsw products that are added in 16 bits before they are widened: 1, 2 or, dense alone, 4
     int64_t weights;  // int8 [panels][k_padded / 4][16][4]; where floats are kept [panels][k_padded][16]; of a 2:4 layer
@@ -60,16 +60,25 @@ struct LayerHeader {  // 64 bytes; offsets are from the front of the buffer, mul
     int64_t bias;     // float32 [panels * 16], zeros without a bias
     int64_t wide;     // with depth > 1: int32 [panels + 1] where each panel's list begins, then the lists, rising,
                       // of blocks of 4 * depth k, 2:4 of 8 * depth k, whose products must be widened one by one
+    float x_scale;    // a calibrated pair for the inputs; 0: each row is quantised by its own range
+    int32_t x_zero_point;
+    uint8_t reserved[56];
 };
-static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 64, "the packed form is fixed");
+static_assert(sizeof(BufferHeader) == 64 && sizeof(LayerHeader) == 128, "the packed form is fixed");
 
 // What the kernels work on.
 
 enum class Kind { kDense, kSparse24, kFloats };  // kFloats: inputs stay float32, weights are widened
 
+struct Static {  // a calibrated pair; scale 0 where there is none
+    float scale;
+    int32_t zero_point;
+};
+
 struct Layer {
     int64_t n, k, k_padded;
     Kind kind;
+    Static x_pair;
     int32_t activation, depth;
     const int32_t* wide;  // null where depth is 1
     int64_t wide_count;   // of all lists
@@ -78,17 +87,12 @@ struct Layer {
     const float *scales, *bias;  // packed: zeros without a bias; canonical: null
 };
 
-struct Static {  // a calibrated pair; scale 0 where there is none
-    float scale;
-    int32_t zero_point;
-};
-
 struct Call {
     const void* x;
     int64_t rows, x_stride;  // x_stride in elements
     int32_t x_dtype, y_dtype;
     void* y;  // [rows, n of the last layer], contiguous
-    Static x_pair, y_pair;
+    Static x_pair, y_pair;  // x_pair: in place of the first layer's
     const Layer* layers;
     int32_t layer_count;
     const int8_t* canonical;  // int8 [n, k] of the only layer where it is not packed, else null

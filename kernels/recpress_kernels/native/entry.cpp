@@ -1,6 +1,7 @@
 // The exported functions: read the packed headers, choose the instruction set, run.
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <initializer_list>
 
 #include "abi.h"
@@ -77,8 +78,10 @@ Status read_layer(const uint8_t* buffer, const BufferHeader& head, int i, Layer*
         wide_count = wide[panels];
         if (wide_count < 0 || !within(h.wide, (panels + 1 + wide_count) * 4, front, head.bytes)) return kCorrupt;
     }
+    if (!(h.x_scale >= 0.0f) || h.x_scale > std::numeric_limits<float>::max()) return kCorrupt;
+    if (h.x_zero_point < 0 || h.x_zero_point > 127 || (floats && h.x_scale != 0.0f)) return kCorrupt;
     Kind kind = sparse ? Kind::kSparse24 : floats ? Kind::kFloats : Kind::kDense;
-    *layer = {h.n, h.k, h.k_padded, kind, h.activation, h.depth, wide, wide_count,
+    *layer = {h.n, h.k, h.k_padded, kind, {h.x_scale, h.x_zero_point}, h.activation, h.depth, wide, wide_count,
               reinterpret_cast<const int8_t*>(buffer + h.weights),
               reinterpret_cast<const int32_t*>(buffer + h.sums),
               reinterpret_cast<const float*>(buffer + h.scales),
@@ -142,7 +145,7 @@ void pack_float_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t 
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 5; }
+RP_EXPORT int32_t recpress_abi() { return 6; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
@@ -183,7 +186,7 @@ RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
         Kind kind = a->keeps_floats ? Kind::kFloats : Kind::kDense;
-        layers[0] = {a->n, a->k, k_padded, kind, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
+        layers[0] = {a->n, a->k, k_padded, kind, {}, a->activation, 1, nullptr, 0, nullptr, nullptr, a->scales, a->bias};
     } else {
         if (auto status = read_layers(a->packed, a->packed_bytes, layers, &call.layer_count)) return status;
         if (call.layer_count != 1) return kStack;

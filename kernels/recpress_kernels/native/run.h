@@ -122,19 +122,20 @@ inline void keep_chunk(const Call& call, int32_t layer, int64_t first, const Buf
 // Quantise the chunk's rows of one layer's input.
 inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t first, const Buffers& b, Chunk* c) {
     int64_t k = call.layers[layer].k, k_padded = call.layers[layer].k_padded;
-    bool is_static = call.x_pair.scale != 0.0f;
+    recpress::Static pair = layer == 0 && call.x_pair.scale != 0.0f ? call.x_pair : call.layers[layer].x_pair;
+    bool is_static = pair.scale != 0.0f;
     for (int64_t r = 0; r < c->count; r++) {
         uint8_t* q = b.q + r * b.q_stride;
         if (layer > 0) {
             float* y = b.y[(layer - 1) & 1] + r * b.y_stride;
             if (call.x_dtype != recpress::kFloat32) round_through(y, k, call.x_dtype, b.halves);
-            b.rows[r] = quantize_row(y, k, k_padded, q);
+            b.rows[r] = is_static ? quantize_row(y, k, k_padded, pair, q) : quantize_row(y, k, k_padded, q);
             continue;
         }
         int64_t at = (first + r) * call.x_stride;
         if (call.x_dtype == recpress::kUInt8) {
             if (!copy_row(static_cast<const uint8_t*>(call.x) + at, k, k_padded, q)) return recpress::kAbove127;
-            b.rows[r] = {call.x_pair.scale, call.x_pair.zero_point};
+            b.rows[r] = {pair.scale, pair.zero_point};
             continue;
         }
         const float* x = static_cast<const float*>(call.x) + at;
@@ -142,7 +143,7 @@ inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t 
             widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide);
             x = b.wide;
         }
-        b.rows[r] = is_static ? quantize_row(x, k, k_padded, call.x_pair, q) : quantize_row(x, k, k_padded, q);
+        b.rows[r] = is_static ? quantize_row(x, k, k_padded, pair, q) : quantize_row(x, k, k_padded, q);
     }
     return recpress::kOk;
 }

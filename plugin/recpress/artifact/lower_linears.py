@@ -34,6 +34,14 @@ class _Layer:
 
 
 @dataclass(frozen=True)
+class _Operands:
+    weight: Tensor | Sparse24
+    scale: Tensor
+    bias: Tensor | None
+    x_pair: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
 class _Stack:
     """A chain of layers, and the node that ends it."""
 
@@ -66,9 +74,11 @@ def lower_linears(module: GraphModule) -> str:
 
 
 def _packable(node: Node) -> bool:
-    """Whether the layer is dynamic and its operands are the module's own tensors."""
-    own = all(n is None or (isinstance(n, Node) and n.op == "get_attr") for n in node.args[1:])
-    return own and not node.kwargs and len(node.args) <= LINEARS[node.target] + 2
+    """Whether the layer gives floats, without an activation of its own, from the module's own tensors."""
+    at = LINEARS[node.target] + 2
+    activation, *pairs = node.args[at:] or ("none",)
+    own = all(n is None or (isinstance(n, Node) and n.op == "get_attr") for n in (*node.args[1:at], *pairs))
+    return own and not node.kwargs and activation == "none" and all(n is None for n in pairs[2:])
 
 
 def _follow(module: GraphModule, node: Node) -> _Stack:
@@ -117,33 +127,38 @@ def _only_user(node: Node) -> Node | None:
 def _replace(module: GraphModule, stack: _Stack, name: str) -> tuple[int, int]:
     """Put one call in place of ``stack``; how many of its layers are stored as 2:4, and how many run as such."""
     operands = [_operands(module, layer) for layer in stack.layers]
-    stored = [weight for weight, _, _ in operands]
+    stored = [operand.weight for operand in operands]
     weights = choose_stack(stored)
     packed = pack_stack(
         weights,
-        [scale for _, scale, _ in operands],
-        [bias for _, _, bias in operands],
+        [operand.scale for operand in operands],
+        [operand.bias for operand in operands],
         [layer.activation for layer in stack.layers],
         keeps_floats=[layer.node.target is _WEIGHT_ONLY for layer in stack.layers],
+        x_pairs=[operand.x_pair for operand in operands],
     )
     module.register_buffer(name, packed)
     with module.graph.inserting_before(stack.end):
         buffer = module.graph.get_attr(name)
-        out_features = operands[-1][1].shape[0]
+        out_features = operands[-1].scale.shape[0]
         call = module.graph.call_function(int8_mlp_packed, (stack.layers[0].node.args[0], buffer, out_features))
     call.meta = dict(stack.end.meta)
     stack.end.replace_all_uses_with(call)
     return tuple(sum(isinstance(w, Sparse24) for w in ws) for ws in (stored, weights))
 
 
-def _operands(module: GraphModule, layer: _Layer) -> tuple[Tensor | Sparse24, Tensor, Tensor | None]:
-    """Weight, scale and bias of a layer, with what its outputs are multiplied by in the last two."""
+def _operands(module: GraphModule, layer: _Layer) -> _Operands:
+    """The tensors of a layer, with what its outputs are multiplied by in scale and bias."""
     node = layer.node
     at = LINEARS[node.target]
-    given = [None if n is None else module.get_buffer(n.target) for n in (*node.args[1:], None)[: at + 1]]
-    *weight, scale, bias = given
+    *weight, scale, bias = (_tensor(module, n) for n in (*node.args[1:], None)[: at + 1])
     if layer.multiplier is not None:
         scale, bias = (None if vector is None else vector * layer.multiplier for vector in (scale, bias))
+    pair = tuple(_tensor(module, n) for n in node.args[at + 3 : at + 5])
     if node.target is _SPARSE24:
-        return Sparse24(*weight, int(node.args[0].meta["val"].shape[-1])), scale, bias
-    return weight[0], scale, bias
+        weight = [Sparse24(*weight, int(node.args[0].meta["val"].shape[-1]))]
+    return _Operands(weight[0], scale, bias, pair if pair and pair[0] is not None else None)
+
+
+def _tensor(module: GraphModule, node: Node | None) -> Tensor | None:
+    return None if node is None else module.get_buffer(node.target)

@@ -85,7 +85,8 @@ def _best(x: Tensor, error: Callable[[Tensor, Tensor, float, float], float]) -> 
     low, high = min_max(x)
     if low == high:
         return low, high
-    counts = torch.histc(x.float(), _BINS, low, high)
+    # Zeros, of which a ReLU makes many, are exact whatever the range: they say nothing about it.
+    counts = torch.histc(x[x != 0].float(), _BINS, low, high)
     centres = low + (torch.arange(_BINS) + 0.5) * ((high - low) / _BINS)
     lows = [share * low for share in _SHARES] if low < 0 else [0.0]
     highs = [share * high for share in _SHARES] if high > 0 else [0.0]
@@ -106,6 +107,8 @@ def _divergence(centres: Tensor, counts: Tensor, low: float, high: float) -> flo
     inside = (centres >= low) & (centres <= high)
     kept = counts[inside]
     full = kept > 0
+    if not full.any():
+        return float("inf")
     levels = _levels(centres[inside], low, high)[0].long()
     total = torch.zeros(ACTIVATION_LEVELS).index_add_(0, levels, kept)
     bins = torch.zeros(ACTIVATION_LEVELS).index_add_(0, levels, full.float())

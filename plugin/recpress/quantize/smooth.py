@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recpress.quantize.observers import calibrate
 from recpress_kernels import int8_linear
 from recpress_kernels.formats.int8 import quantize_per_channel
 
@@ -35,28 +36,31 @@ class Smoothing:
     error_left: float
 
 
-def search(linear: nn.Linear, inputs: Tensor) -> Smoothing | None:
+def search(linear: nn.Linear, inputs: Tensor, observer: str | None = None) -> Smoothing | None:
     """The multiplier with which int8 ``linear`` errs least on ``inputs`` ``[rows, in]``; None where it is not worth it.
 
-    Layers of other dtypes than float32 are left alone: their inputs could leave their range.
+    With an ``observer`` activations are quantised by the range that it finds, else a row at a time. Layers of other
+    dtypes than float32 are left alone: their inputs could leave their range.
     """
     if linear.weight.dtype != torch.float32 or len(inputs) == 0:
         return None
     weight = linear.weight.detach()
     truth = inputs @ weight.T
-    plain = squared_error(weight, inputs, truth)
+    plain = squared_error(weight, inputs, truth, observer)
     best = None
     for alpha in ALPHAS:
         m = _multiplier(weight, inputs, alpha)
-        error = squared_error(weight / m, inputs * m, truth)
+        error = squared_error(weight / m, inputs * m, truth, observer)
         if error < WORTH * plain and (best is None or error < best.error_left * plain):
             best = Smoothing(m, alpha, error / plain)
     return best
 
 
-def squared_error(weight: Tensor, inputs: Tensor, truth: Tensor) -> float:
+def squared_error(weight: Tensor, inputs: Tensor, truth: Tensor, observer: str | None) -> float:
     """Mean squared error of ``inputs @ weight.T`` on int8 weights and 7-bit activations."""
-    return float((int8_linear(inputs, *quantize_per_channel(weight)) - truth).square().mean())
+    pair = () if observer is None else calibrate(inputs, observer)
+    y = int8_linear(inputs, *quantize_per_channel(weight), None, "none", *pair)
+    return float((y - truth).square().mean())
 
 
 def _multiplier(weight: Tensor, inputs: Tensor, alpha: float) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 import recpress
 from recpress.artifact.lower import lower
 from recpress.errors import CalibrationError
-from recpress.layers import Int8Linear
+from recpress.layers import Inputs, Int8Linear
 from recpress.quantize import capture, smooth
 from recpress_kernels import int8_mlp_packed
 
@@ -31,7 +31,7 @@ def test_a_multiplier_is_exact_and_lessens_the_error():
     assert torch.equal(
         (x * found.multiplier).double() @ (weight / found.multiplier).double().T, x.double() @ weight.double().T
     )
-    plain, even = (Int8Linear.from_linear(linear, m) for m in (None, found.multiplier))
+    plain, even = (Int8Linear.from_linear(linear, Inputs(m)) for m in (None, found.multiplier))
     error = [float((layer(x) - linear(x)).detach().square().mean()) for layer in (plain, even)]
     assert error[1] == pytest.approx(error[0] * found.error_left, rel=1e-3)
 
@@ -71,20 +71,20 @@ class Wide(nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("recipe", ["int8", recpress.Recipe(smooth=False)], ids=["smooth", "plain"])
+@pytest.mark.parametrize("recipe", ["int8", "int8-static", recpress.Recipe(smooth=False)], ids=str)
 def test_in_a_chain_it_goes_into_the_layer_before_without_changing_a_bit(recipe):
     torch.manual_seed(0)
     compressed = recpress.compress(Wide(), recipe, calibration=[uneven() / 100])
     hidden = compressed.model.layers[2]
-    assert (hidden.multiplier is not None) is (recipe == "int8")
+    assert (hidden.multiplier is not None) is isinstance(recipe, str)
     rows = {row.names[0]: row for row in compressed.report.rows}
-    assert ("evened out" in rows["layers.2"].scheme) is (recipe == "int8")
-    assert (rows["layers.2"].sqnr_db > 30) is (recipe == "int8")
+    assert ("evened out" in rows["layers.2"].scheme) is isinstance(recipe, str)
+    assert (rows["layers.2"].sqnr_db > 30) is isinstance(recipe, str)
     module = torch.export.export(compressed.model, (uneven(8),), dynamic_shapes=({0: torch.export.Dim("b")},)).module()
     lower(module)
     assert sum(node.target is int8_mlp_packed for node in module.graph.nodes) == 1
     # That of the first layer's inputs has no layer before it.
-    assert sum(node.target is torch.ops.aten.mul.Tensor for node in module.graph.nodes) == (recipe == "int8")
+    assert sum(node.target is torch.ops.aten.mul.Tensor for node in module.graph.nodes) == isinstance(recipe, str)
     for batch in (1, 7, 64):
         x = uneven(batch) / 50
         assert torch.equal(module(x), compressed.model(x))
