@@ -45,12 +45,12 @@ TABLE = Table(
     ],
 )
 def test_the_rule(n, k, batches, wanted):
-    assert TABLE.wants_sparse24(n, k, "avx2", batches) is wanted
+    assert TABLE.judge(n, k, "avx2", batches).sparse24 is wanted
 
 
 def test_each_instruction_set_has_its_own_and_none_means_dense():
-    assert not TABLE.wants_sparse24(1024, 1024, "portable", (1, 1024))
-    assert not TABLE.wants_sparse24(1024, 1024, "avx512_vnni", (1, 1024))
+    assert not TABLE.judge(1024, 1024, "portable", (1, 1024)).sparse24
+    assert not TABLE.judge(1024, 1024, "avx512_vnni", (1, 1024)).sparse24
 
 
 def stack() -> list[torch.Tensor | Sparse24]:
@@ -61,7 +61,12 @@ def test_a_stack_is_chosen_layer_by_layer_and_means_the_same(tmp_path, monkeypat
     monkeypatch.setenv(tuned.FOLDER_VARIABLE, str(tmp_path))
     write(Table({"avx2": "here"}, (*times(64, 48, 0.8, 0.8, 0.8), *times(1, 32, 1, 1, 1))), choice.path())
     weights = stack()
-    chosen = choose_stack(weights, (1, 256), "avx2")
+    chosen, choices = choose_stack(weights, (1, 256), "avx2")
+    assert [(c.n, c.k, c.sparse24, c.measured) for c in choices] == [
+        (64, 48, True, (64, 48)),
+        (1, 32, False, (1, 32)),
+    ]
+    assert choices[0].ratios == pytest.approx({1: 1.25, 16: 1.25, 256: 1.25})
     assert chosen[0] is weights[0] and chosen[1] is weights[1] and torch.equal(chosen[2], decompress(weights[2]))
     scales = [torch.ones(n) * 0.01 for n in (64, 32, 1)]
     both = [rk.pack_stack(w, scales, [None] * 3, ["relu"] * 3) for w in (weights, chosen)]
@@ -71,7 +76,7 @@ def test_a_stack_is_chosen_layer_by_layer_and_means_the_same(tmp_path, monkeypat
 
 def test_without_a_table_all_is_dense(tmp_path, monkeypatch):
     monkeypatch.setenv(tuned.FOLDER_VARIABLE, str(tmp_path))
-    assert not any(isinstance(w, Sparse24) for w in choose_stack(stack()))
+    assert not any(isinstance(w, Sparse24) for w in choose_stack(stack())[0])
 
 
 def test_the_table_of_the_package():
@@ -79,9 +84,9 @@ def test_the_table_of_the_package():
     table = read(choice.path())
     for isa in ("avx2", "avx512_vnni"):
         for n, k in ((1024, 479), (1024, 1024), (512, 1024), (256, 512)):
-            assert table.wants_sparse24(n, k, isa, (1, 1024)), (isa, n, k)
-        assert not table.wants_sparse24(1, 13, isa, (1, 1024))
-    assert not any(table.wants_sparse24(n, 1024, "portable", (1, 1024)) for n in (1, 64, 1024))
+            assert table.judge(n, k, isa, (1, 1024)).sparse24, (isa, n, k)
+        assert not table.judge(1, 13, isa, (1, 1024)).sparse24
+    assert not any(table.judge(n, 1024, "portable", (1, 1024)).sparse24 for n in (1, 64, 1024))
     assert set(table.machine) == {e.isa for e in table.entries} == set(native.ISAS[1:])
 
 
@@ -101,8 +106,8 @@ def test_what_is_measured_is_read_back(tmp_path):
     assert len(entries) == len(tuning.OUTPUTS) * len(tuning.INPUTS) * len(tuning.BATCHES)
     table = tuning.merged(TABLE, entries, "there")
     assert table.machine == {"avx2": "here", "portable": "there"}
-    assert table.wants_sparse24(1024, 1024, "portable", (1, 1024))  # what was there is replaced
-    assert table.wants_sparse24(1024, 1024, "avx2", (1, 1024))  # of other instruction sets it stays
+    assert table.judge(1024, 1024, "portable", (1, 1024)).sparse24  # what was there is replaced
+    assert table.judge(1024, 1024, "avx2", (1, 1024)).sparse24  # of other instruction sets it stays
     write(table, tmp_path / choice.FILE_NAME)
     assert read(tmp_path / choice.FILE_NAME) == table
     assert [file.name for file in tmp_path.iterdir()] == [choice.FILE_NAME]

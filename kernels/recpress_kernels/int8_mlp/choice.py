@@ -46,29 +46,45 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What was chosen for a 2:4 layer ``[n, k]``, and by which figures.
+
+    Attributes:
+        sparse24: whether it runs as 2:4; else dense.
+        measured: the shape ``(n, k)`` whose figures decided, None where there are none for this instruction set.
+        ratios: by batch, the measured time of the dense form over that of 2:4; below 1 2:4 loses.
+    """
+
+    n: int
+    k: int
+    sparse24: bool
+    measured: tuple[int, int] | None
+    ratios: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Table:
     """All measurements; ``machine`` says where each instruction set's were taken."""
 
     machine: dict[str, str]
     entries: tuple[Entry, ...]
 
-    def wants_sparse24(self, n: int, k: int, isa: str, batches: tuple[int, int]) -> bool:
-        """Whether a layer runs faster as 2:4 at calls of ``batches[0]`` to ``batches[1]`` rows, by the rule above."""
+    def judge(self, n: int, k: int, isa: str, batches: tuple[int, int]) -> Choice:
+        """The form of a layer at calls of ``batches[0]`` to ``batches[1]`` rows, by the rule above."""
         here = [e for e in self.entries if e.isa == isa]
         if not here:
-            return False
+            return Choice(n, k, False, None, {})
         nearest = min(here, key=lambda e: _distance(e, n, k))
-        shares = [
-            e.sparse24_s / e.dense_s
-            for e in _within([e for e in here if (e.n, e.k) == (nearest.n, nearest.k)], *batches)
-        ]
-        return statistics.mean(shares) <= 1 - MARGIN and max(shares) <= 1 + MARGIN
+        like = [e for e in here if (e.n, e.k) == (nearest.n, nearest.k)]
+        shares = [e.sparse24_s / e.dense_s for e in _within(like, *batches)]
+        faster = statistics.mean(shares) <= 1 - MARGIN and max(shares) <= 1 + MARGIN
+        return Choice(n, k, faster, (nearest.n, nearest.k), {e.batch: e.dense_s / e.sparse24_s for e in like})
 
 
 def choose_stack(
     weights: list[Tensor | Sparse24], batches: tuple[int, int] = (1, 1024), isa: str | None = None
-) -> list[Tensor | Sparse24]:
-    """The weights in the form that the table says is faster, to be given to ``pack_stack``.
+) -> tuple[list[Tensor | Sparse24], list[Choice]]:
+    """The weights in the form that the table says is faster, to be given to ``pack_stack``, and why, for the 2:4 ones.
 
     Args:
         weights: as for pack_stack; a dense one stays as it is, whatever zeros it has.
@@ -83,12 +99,13 @@ def choose_stack(
         raise KernelInputError(f"batches is {batches}; give the fewest and the most rows of a call, from 1 up")
     isa = isa or native.status().isa or ""
     table = read(path()) if path().is_file() else Table({}, ())
-    return [
-        decompress(w)
-        if isinstance(w, Sparse24) and not table.wants_sparse24(w.values.shape[0], w.in_features, isa, batches)
-        else w
-        for w in weights
-    ]
+    chosen, choices = [], []
+    for weight in weights:
+        if isinstance(weight, Sparse24):
+            choices.append(table.judge(weight.values.shape[0], weight.in_features, isa, batches))
+            weight = weight if choices[-1].sparse24 else decompress(weight)
+        chosen.append(weight)
+    return chosen, choices
 
 
 def path() -> Path:

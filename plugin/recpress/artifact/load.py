@@ -22,6 +22,7 @@ from recpress.artifact.archive import check_archive
 from recpress.artifact.lower import lower, lower_to_gpu
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
 from recpress.errors import ArtifactError
+from recpress_kernels.int8_mlp.choice import Choice
 
 with contextlib.suppress(ImportError):
     import torch.export._trace  # the rest of what a first load imports; private, so it may go
@@ -39,12 +40,14 @@ class LoadedModel:
         manifest: what the artifact says of itself.
         device: where it runs.
         kernels: what runs its int8 layers, and why not something faster.
+        choices: for each 2:4 layer on a CPU, the form that it runs in, and the figures that decided it.
     """
 
     module: torch.nn.Module
     manifest: Manifest
     device: torch.device
     kernels: str
+    choices: tuple[Choice, ...] = ()
 
     def score(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest.
@@ -98,11 +101,11 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
 
         program = move_to_device_pass(program, str(device))
     module = program.module(check_guards=False)
-    kernels = lower(module) if torch.device(device).type == "cpu" else lower_to_gpu(module)
+    kernels, choices = lower(module) if torch.device(device).type == "cpu" else (lower_to_gpu(module), [])
     # Without guards and without export's hooks, which check shapes before every call (200 us): LoadedModel and the
     # server have checked them already. The new module holds the tensors that its graph reads, no others.
     module = torch.fx.GraphModule(module, module.graph)
-    model = LoadedModel(module, manifest, torch.device(device), kernels)
+    model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))
     check_golden(model, folder)
     return model
 

@@ -11,26 +11,27 @@ from torch.fx import GraphModule
 from recpress.artifact.lower_linears import linears, lower_linears
 from recpress.artifact.lower_tables import lower_tables
 from recpress_kernels import native
+from recpress_kernels.int8_mlp.choice import Choice
 
 _OPS = torch.ops.aten
 _INT64_MAX = (1 << 63) - 1
 
 
-def lower(module: GraphModule) -> str:
-    """Rewrite ``module`` in place for the CPU; a sentence on what runs its int8 layers and look-ups now.
+def lower(module: GraphModule) -> tuple[str, list[Choice]]:
+    """Rewrite ``module`` in place for the CPU; what runs its layers and look-ups now, and in which form 2:4 layers do.
 
     Without native kernels the graph is left as it is.
     """
     status = native.status()
     if not status.ok:
-        return f"{len(linears(module))} int8 layers through torch's float32 matmul, slower: {status.reason}"
+        return f"{len(linears(module))} int8 layers through torch's float32 matmul, slower: {status.reason}", []
     drop_identities(module)
-    layers = lower_linears(module)
+    layers, choices = lower_linears(module)
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
-    return f"{layers}{looked}; {status.reason}"
+    return f"{layers}{looked}; {status.reason}", choices
 
 
 def lower_to_gpu(module: GraphModule) -> str:

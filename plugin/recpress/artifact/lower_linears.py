@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from recpress_kernels import int8_mlp_packed, pack_stack
 from recpress_kernels.formats.sparse24 import Sparse24
-from recpress_kernels.int8_mlp.choice import choose_stack
+from recpress_kernels.int8_mlp.choice import Choice, choose_stack
 
 _OPS = torch.ops.aten
 _WEIGHT_ONLY = torch.ops.recpress.weight_only_linear.default
@@ -54,8 +54,8 @@ def linears(module: GraphModule) -> list[Node]:
     return [node for node in module.graph.nodes if node.target in LINEARS]
 
 
-def lower_linears(module: GraphModule) -> str:
-    """Rewrite the stacks of ``module`` in place; how many layers are in how many calls now."""
+def lower_linears(module: GraphModule) -> tuple[str, list[Choice]]:
+    """Rewrite the stacks of ``module`` in place; how many layers are in how many calls now, and how 2:4 ones run."""
     nodes = linears(module)
     stacks = []
     taken: set[Node] = set()
@@ -64,13 +64,12 @@ def lower_linears(module: GraphModule) -> str:
             stack = _follow(module, node)
             taken.update(layer.node for layer in stack.layers)
             stacks.append(stack)
-    stored = run = 0
-    for i, stack in enumerate(stacks):
-        counts = _replace(module, stack, f"packed_{i}")
-        stored, run = stored + counts[0], run + counts[1]
+    choices = [choice for i, stack in enumerate(stacks) for choice in _replace(module, stack, f"packed_{i}")]
     left = len(nodes) - len(taken)
-    sparse = f", {run} of {stored} 2:4 layers as 2:4 and the others dense, as measured" if stored else ""
-    return f"{len(taken)} int8 layers in {len(stacks)} calls" + sparse + (f", {left} one at a time" if left else "")
+    run = sum(choice.sparse24 for choice in choices)
+    sparse = f", {run} of {len(choices)} 2:4 layers as 2:4 and the others dense, as measured" if choices else ""
+    rest = f", {left} one at a time" if left else ""
+    return f"{len(taken)} int8 layers in {len(stacks)} calls{sparse}{rest}", choices
 
 
 def _packable(node: Node) -> bool:
@@ -124,11 +123,10 @@ def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _replace(module: GraphModule, stack: _Stack, name: str) -> tuple[int, int]:
-    """Put one call in place of ``stack``; how many of its layers are stored as 2:4, and how many run as such."""
+def _replace(module: GraphModule, stack: _Stack, name: str) -> list[Choice]:
+    """Put one call in place of ``stack``; how its layers that are stored as 2:4 run."""
     operands = [_operands(module, layer) for layer in stack.layers]
-    stored = [operand.weight for operand in operands]
-    weights = choose_stack(stored)
+    weights, choices = choose_stack([operand.weight for operand in operands])
     packed = pack_stack(
         weights,
         [operand.scale for operand in operands],
@@ -144,7 +142,7 @@ def _replace(module: GraphModule, stack: _Stack, name: str) -> tuple[int, int]:
         call = module.graph.call_function(int8_mlp_packed, (stack.layers[0].node.args[0], buffer, out_features))
     call.meta = dict(stack.end.meta)
     stack.end.replace_all_uses_with(call)
-    return tuple(sum(isinstance(w, Sparse24) for w in ws) for ws in (stored, weights))
+    return choices
 
 
 def _operands(module: GraphModule, layer: _Layer) -> _Operands:

@@ -74,10 +74,11 @@ def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")])
     """Load an artifact, replay its golden rows, and print what it holds."""
     from recpress.artifact.load import check_golden
     from recpress.artifact.load import load as read
-    from recpress.report.tables import print_manifest
+    from recpress.report.tables import print_choices, print_manifest
 
     model = read(folder)
     print_manifest(model.manifest, folder, verdict=check_golden(model, folder))
+    print_choices(model.choices)
     typer.echo(f"runs here: {model.kernels}")
 
 
@@ -149,13 +150,19 @@ def bench(context: typer.Context, name: Benchmark) -> None:
 
 @app.command()
 def tune(
-    shapes: Annotated[list[str], typer.Argument(metavar="M,N,K...", help="Batch, outputs and inputs of a layer.")],
+    shapes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[M,N,K...]", help="Batch, outputs and inputs of layers; without any, the CPU is measured."
+        ),
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the table goes; the package's own by default.")] = None,
 ) -> None:
-    """Measure int8_linear's configurations on this machine's GPU, and keep the fastest for each shape."""
-    from recpress.cli.tune import tune_here
+    """Measure on this machine, for loading to choose by: of given shapes int8_linear's configurations on the GPU, else
+    2:4 against dense layers on the CPU."""
+    from recpress.cli.tune import tune_cpu, tune_gpu
 
-    tune_here(shapes, folder)
+    tune_gpu(shapes, folder) if shapes else tune_cpu(folder)
 
 
 @app.command()

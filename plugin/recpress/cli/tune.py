@@ -1,4 +1,4 @@
-"""``recpress tune``: a table of the fastest configurations for the GPU at hand."""
+"""``recpress tune``: tables of what is fastest on the machine at hand, which loading looks up."""
 
 from pathlib import Path
 
@@ -8,7 +8,16 @@ import typer
 from recpress.errors import MissingDependencyError, SourceError
 
 
-def tune_here(texts: list[str], folder: Path | None) -> None:
+def tune_cpu(folder: Path | None) -> None:
+    """Measure 2:4 and dense layers on every instruction set of this CPU; some minutes, on one thread."""
+    from recpress_kernels.int8_mlp import choice, tune
+
+    path = choice.path() if folder is None else folder / choice.FILE_NAME
+    tune.main(["--table", str(path)])
+    typer.echo(f"kept in {path}")
+
+
+def tune_gpu(texts: list[str], folder: Path | None) -> None:
     """Measure each ``M,N,K`` and add what was found to the GPU's table.
 
     Raises:

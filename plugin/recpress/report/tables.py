@@ -10,6 +10,7 @@ from recpress.artifact.golden import Verdict
 from recpress.artifact.manifest import Layer, Manifest
 from recpress.pipeline import Report
 from recpress.rewrite import Row
+from recpress_kernels.int8_mlp.choice import Choice
 
 
 def human_bytes(count: float) -> str:
@@ -69,3 +70,18 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict |
         f"{human_bytes(manifest.bytes_after)}; {golden.rows} golden rows, {golden.atol:.3g} allowed, "
         f"{golden.outlier_atol:.3g} in one of eight{seen}"
     )
+
+
+def print_choices(choices: Iterable[Choice]) -> None:
+    """For each 2:4 layer the form that it runs in, and by how much 2:4 was measured to be faster, or slower."""
+    choices = list(choices)
+    if not choices:
+        return
+    batches = sorted({batch for choice in choices for batch in choice.ratios})
+    table = Table("2:4 layer", "runs", "as measured for", *(f"batch {batch}" for batch in batches))
+    table.title = "time of the dense form over that of 2:4"
+    for choice in choices:
+        like = "x".join(map(str, choice.measured)) if choice.measured else "nothing: no figures for this CPU"
+        figures = (f"{choice.ratios[b]:.2f}" if b in choice.ratios else "" for b in batches)
+        table.add_row(f"{choice.n}x{choice.k}", "2:4" if choice.sparse24 else "dense", like, *figures)
+    Console().print(table)

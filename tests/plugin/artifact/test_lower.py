@@ -235,8 +235,13 @@ def test_2_4_layers_run_in_the_form_that_is_measured_faster(tmp_path, monkeypatc
     dense, sparse = small_inputs(9, seed=4)
     want = compressed.model(dense, sparse)
     for faster, run in ((False, 0), (True, 4)):
-        monkeypatch.setattr(choice.Table, "wants_sparse24", lambda *_, faster=faster: faster)
+        monkeypatch.setattr(
+            choice.Table, "judge", lambda _, n, k, *__, faster=faster: choice.Choice(n, k, faster, (16, 16), {1: 1.25})
+        )
         loaded = recpress.load(tmp_path / "a")
+        assert [(c.n, c.k, c.sparse24) for c in loaded.choices] == [
+            (n, k, faster) for n, k in ((16, 5), (8, 16), (24, 32), (1, 24))
+        ]
         assert f"4 int8 layers in 2 calls, {run} of 4 2:4 layers as 2:4" in loaded.kernels
         kinds = [
             isinstance(o.weight, Sparse24) for n, b in loaded.module.named_buffers() if "packed" in n for o in unpack(b)
