@@ -152,9 +152,7 @@ def bench(context: typer.Context, name: Benchmark) -> None:
 def tune(
     shapes: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[M,N,K...]", help="Batch, outputs and inputs of layers; without any, the CPU is measured."
-        ),
+        typer.Argument(metavar="[M,N,K...]", help="Batch, outputs, inputs of layers; none: the CPU is measured."),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the table goes; the package's own by default.")] = None,
 ) -> None:
