@@ -62,12 +62,14 @@ BUDGETS = (
     Budget("int8_linear.fused", "sm_.*", r"(8|16)x", 110.0),
     Budget("int8_linear.quantize_rows", "sm_.*", r"", None),
     Budget("int8_linear.reduce", "sm_.*", r"", None, load_widths=_ANY),
-    # Metadata is one word a lane. With an even number of steps; an odd one takes 2.56 on sm_8x.
-    Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles unroll=[24]", 2.3, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.35, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=[14]", 2.1, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=2", 2.2, load_widths=_SPARSE, since=(3, 9)),
+    # Metadata is one word a lane; so is each register of x in 16 bits. However many steps the loop leaves over.
+    Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.1, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 7.6, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_(8.|90)", r"4x4 tiles", 3.0, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.75, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 10.5, load_widths=_SPARSE, since=(3, 9)),
 )
 
 

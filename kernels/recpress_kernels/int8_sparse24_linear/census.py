@@ -4,16 +4,16 @@ import triton
 
 from recpress_kernels.inspect.build import Case
 from recpress_kernels.int8_sparse24_linear import kernel
-from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
+from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, MAX_TILES_M, UNROLL, WIDTHS, Config
 
 _TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
-_SIZES = {name: "i32" for name in ("M", "N", "steps", "tiles", "stride_qm")}
+_SIZES = {name: "i32" for name in ("M", "N", "rounds", "tiles", "stride_qm")}
 _FLOATS = {name: "*fp32" for name in ("row_scale_ptr", "w_scale_ptr", "bias_ptr")}
 _WORDS = {name: "*i32" for name in ("values_ptr", "metadata_ptr", "q_ptr")}
 _QUANTIZED = {"sums_ptr": "*i32", "zero_ptr": "*i32", "out_scale_ptr": "*fp32", "out_zero_ptr": "*i32"}
 
 
-def gemm(config: Config, y: str = "*fp16", *, quantized: bool = False, note: str = "") -> Case:
+def gemm(config: Config, y: str = "*fp16", *, quantized: bool = False, rest: int = 0, note: str = "") -> Case:
     """A case with bias and relu; ``quantized``: x and y are uint8."""
     signature = {**_WORDS, **_FLOATS, **_SIZES, **(_QUANTIZED if quantized else {}), "y_ptr": y}
     absent = {} if quantized else dict.fromkeys(_QUANTIZED)
@@ -22,21 +22,28 @@ def gemm(config: Config, y: str = "*fp16", *, quantized: bool = False, note: str
         kernel="int8_sparse24_linear.gemm",
         function=kernel.gemm_kernel,
         signature=signature,
-        constexprs={**absent, **blocks, "ACTIVATION": "relu"},
-        aligned=frozenset(signature) - {"M", "N", "steps", "tiles"},
+        constexprs={**absent, **blocks, "REST": rest, "ACTIVATION": "relu"},
+        aligned=frozenset(signature) - {"M", "N", "rounds", "tiles"},
         num_warps=config.warps,
         targets=_TARGETS,
         config=f"{config}{note}",
     )
 
 
+def compiles() -> bool:
+    """Whether this triton has what these kernels are written with."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= GLUON_TRITON
+
+
 def cases() -> list[Case]:
     """The tiles of launch.py, and 4 x 8, which it avoids; none where this triton cannot compile them."""
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
+    if not compiles():
         return []
-    tiles = [Config(4, 4, unroll, 4) for unroll in (4, 2, 1)]
-    tiles += [Config(4, 2, 4, 4), Config(4, 1, 4, 4), Config(2, 4, 4, 4), Config(1, 4, 4, 4), Config(1, 1, 4, 1)]
-    found = [gemm(config) for config in tiles]
-    found.append(gemm(tiles[0], "*u8", quantized=True, note=" uint8"))
+    large, *smaller = (Config(tiles, MAX_TILES_M, UNROLL, warps) for tiles, warps in WIDTHS[:3])
+    found = [gemm(large, rest=rest, note=f" rest={rest}") for rest in range(UNROLL)]
+    found += [
+        gemm(config) for config in (*smaller, Config(4, 2, UNROLL, 4), Config(4, 1, UNROLL, 4), Config(1, 1, UNROLL, 1))
+    ]
+    found.append(gemm(large, "*u8", quantized=True, note=" uint8"))
     found.append(gemm(Config(4, 8, 1, 4), note=" avoided"))
     return found

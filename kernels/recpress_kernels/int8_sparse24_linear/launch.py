@@ -20,7 +20,7 @@ GLUON_TRITON = (3, 9)
 class Config:
     """One program of ``warps`` computes ``16 * tiles_n * warps`` outputs of ``8 * tiles_m`` rows of x.
 
-    ``unroll`` steps of 64 inputs go through the loop at once.
+    ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it.
     """
 
     tiles_n: int
@@ -37,6 +37,7 @@ class Config:
 # no registers to unroll with) and are not chosen.
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
+UNROLL = 4
 
 
 def supports(device: Device) -> Support:
@@ -52,24 +53,20 @@ def supports(device: Device) -> Support:
     return Support(True, "mma.sp through Gluon, operands in registers")
 
 
-def fits(config: Config, n: int, k: int) -> Support:
-    """Whether a configuration can run on a weight ``[n, k]``."""
-    tiles, steps = -(-n // ROWS), -(-k // STEP)
+def fits(config: Config, n: int) -> Support:
+    """Whether a configuration can run on a weight of ``n`` outputs."""
+    tiles = -(-n // ROWS)
     if config.tiles_n * config.warps > tiles:
         return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
-    if steps % config.unroll:
-        return Support(False, f"{config} takes steps of 64 inputs {config.unroll} at a time and there are {steps}")
     return Support(True, str(config))
 
 
 @functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device) -> Config:
     """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
-    steps = -(-k // STEP)
-    unroll = next(u for u in (4, 2, 1) if steps % u == 0)
     tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
-    possible = [Config(tiles, tiles_m, unroll, warps) for tiles, warps in WIDTHS]
-    possible = [config for config in possible if fits(config, n, k)]
+    possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
+    possible = [config for config in possible if fits(config, n)]
     return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
 
 
