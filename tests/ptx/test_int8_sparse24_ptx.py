@@ -18,8 +18,9 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight, pack
 from recpress_kernels.int8_linear import kernel as int8_kernel
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear import cuda, kernel
+from recpress_kernels.int8_sparse24_linear import cuda, fragments, kernel
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
+from recpress_kernels.support import Support
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
     pytest.skip("Gluon of this triton has no threadwise inline asm", allow_module_level=True)
@@ -129,6 +130,18 @@ def test_a_device_without_the_instruction_is_refused(emulate, monkeypatch):
     monkeypatch.setattr(cuda, "device_facts", lambda device: Device("cuda", 75, 40, (3, 9)))
     with pytest.raises(KernelInputError, match="begin with sm_80"):
         run(*layer(3, 64, 17))
+
+
+def test_the_op_on_fragments_runs_the_kernel_where_the_device_has_it(emulate, monkeypatch):
+    emulate()
+    o, weight = layer(6, 132, 40, activation="relu")
+    given = (o.x.view(2, 3, 132), *weight.operands(), *o.all()[2:])
+    monkeypatch.setattr(fragments, "form", lambda device: Support(False, "no sparse tensor core"))
+    same(fragments._cuda(*given), expected(o).view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 0
+    monkeypatch.setattr(fragments, "form", lambda device: Support(True, ""))
+    same(fragments._cuda(*given), expected(o).view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from recpress_kernels.formats.sparse24_gpu import FragmentWeight, pack
 from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.int8_sparse24_linear import cuda as int8_cuda
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
-from recpress_kernels.sparse24_linear import cuda, kernel
+from recpress_kernels.sparse24_linear import cuda, fragments, kernel
+from recpress_kernels.support import Support
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
     pytest.skip("Gluon of this triton has no threadwise inline asm", allow_module_level=True)
@@ -114,6 +115,18 @@ def test_no_rows_and_a_weight_of_another_kind(emulate):
     o.x = o.x.bfloat16()
     with pytest.raises(KernelInputError, match="packed from torch.bfloat16"):
         run(o, weight=weight)
+
+
+def test_the_op_on_fragments_runs_the_kernel_where_the_device_has_it(emulate, monkeypatch):
+    emulate()
+    o = half_layer(6, 133, 40, torch.float16, whole=True)
+    operands = (o.x.view(2, 3, 133), *pack(o.values, o.indices).operands(), o.bias)
+    monkeypatch.setattr(fragments, "form", lambda device: Support(False, "no sparse tensor core"))
+    same(fragments._cuda(*operands), o.truth().half().view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 0
+    monkeypatch.setattr(fragments, "form", lambda device: Support(True, ""))
+    same(fragments._cuda(*operands), o.truth().half().view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 1
 
 
 @pytest.mark.parametrize(

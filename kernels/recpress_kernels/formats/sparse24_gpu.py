@@ -49,6 +49,15 @@ class FragmentWeight:
         shape = (self.out_features, self.in_features, self.dtype, self.layout)
         return FragmentWeight(self.values.to(device), self.metadata.to(device), sums, *shape)
 
+    def operands(self) -> tuple:
+        """What the ops on fragments take after x: values, metadata, sums of int8, and how many outputs.
+
+        16-bit values are viewed as what they are, so that an op can tell float16 from bfloat16.
+        """
+        if self.dtype == torch.int8:
+            return self.values, self.metadata, self.sums, self.out_features
+        return self.values.view(self.dtype), self.metadata, self.out_features
+
 
 def mma_k(dtype: torch.dtype) -> int:
     """How many inputs one mma.sp takes on values of ``dtype``."""

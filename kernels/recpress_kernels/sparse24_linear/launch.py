@@ -11,9 +11,9 @@ from recpress_kernels.int8_sparse24_linear.launch import Config
 
 
 def unrolled(config: Config) -> Config:
-    """4 x 4 tiles take 2.7 to 2.9 instructions an HMMA.SP; at 4 steps what follows their loop spills 10 to 18 registers.
+    """4 x 4 tiles take 2.7 to 2.9 instructions an HMMA.SP at 2 steps; at 4, what follows their loop spills 10 to 18.
 
-    A single tile takes 9.5 to 10.4 at 4 steps and up to 11.5 at 2.
+    A single tile takes 9.5 to 10.4 instructions at 4 steps and up to 11.5 at 2.
     """
     return replace(config, unroll=2 if config.tiles_n * config.tiles_m >= 16 else 4)
 

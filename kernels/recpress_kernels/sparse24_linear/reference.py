@@ -18,7 +18,7 @@ from recpress_kernels.int8_linear.reference import FUNCTIONS
 def decompress(values: Tensor, indices: Tensor) -> Tensor:
     """The dense weight ``[N, K]`` of canonical ``values [N, K / 2]`` and ``indices`` uint8 ``[N, ceil(K / 8)]``."""
     n, groups = values.shape[0], values.shape[1] // 2
-    nibbles = torch.stack([indices & 15, indices >> 4], dim=2).view(n, -1)[:, :groups].long()
+    nibbles = torch.stack([indices & 15, indices >> 4], dim=2).view(n, 2 * indices.shape[1])[:, :groups].long()
     places = torch.stack([nibbles & 3, nibbles >> 2], dim=2)
     return values.new_zeros(n, groups, 4).scatter_(2, places, values.view(n, groups, 2)).view(n, 4 * groups)
 
