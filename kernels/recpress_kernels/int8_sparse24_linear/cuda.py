@@ -70,6 +70,7 @@ def int8_sparse24_linear(
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
         UNROLL=config.unroll,
+        STAGES=config.stages,
         WARPS=config.warps,
         num_warps=config.warps,
         enable_fp_fusion=False,
