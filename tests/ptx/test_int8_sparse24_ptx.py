@@ -26,7 +26,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON
     pytest.skip("Gluon of this triton has no threadwise inline asm", allow_module_level=True)
 
 FUNCTION, QUANTIZE = kernel.gemm_kernel, int8_kernel.quantize_rows_kernel
-SMALL, LARGE = Config(1, 1, 1, 1), Config(4, 4, 4, 4)
+SMALL, LARGE, SPLIT = Config(1, 1, 1, 1), Config(4, 4, 4, 4), Config(1, 2, 2, 8, split=True)
 
 
 @pytest.fixture
@@ -63,12 +63,19 @@ def test_ragged_batches_on_every_target(emulate, target, m):
     same(run(o, weight), expected(o))
 
 
+@pytest.mark.parametrize("target", ["sm_86", "sm_89", "sm_90", "sm_120"])
+def test_tiles_of_large_shapes_on_other_targets(emulate, target):
+    emulate(target=target)
+    o, weight = layer(35, 320, 300)
+    same(run(o, weight, LARGE), expected(o))
+
+
 @pytest.mark.parametrize(("k", "n"), [(4, 1), (60, 17), (320, 300)])
-@pytest.mark.parametrize("config", [SMALL, Config(2, 4, 1, 2), LARGE, Config(4, 8, 1, 4, stages=3)], ids=str)
+@pytest.mark.parametrize("config", [SMALL, Config(2, 4, 1, 2), LARGE, Config(4, 8, 1, 4, stages=3), SPLIT], ids=str)
 def test_tiles(emulate, config, k, n):
     emulate()
     o, weight = layer(35, k, n, bias=False)
-    if -(-n // 16) < config.tiles_n * config.warps:
+    if -(-n // 16) < config.tiles:
         with pytest.raises(KernelInputError, match="there are"):
             run(o, weight, config)
     else:

@@ -28,6 +28,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON
 FUNCTION = kernel.gemm_kernel
 DTYPES = (torch.float16, torch.bfloat16)
 SMALL_STAGED = Config(1, 4, 1, 2, stages=3)
+SPLIT = Config(1, 1, 2, 4, split=True)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_tiles(emulate, config, k, n):
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
-@pytest.mark.parametrize("config", [Config(2, 2, 4, 4), SMALL_STAGED], ids=str)
+@pytest.mark.parametrize("config", [Config(2, 2, 4, 4), SMALL_STAGED, SPLIT], ids=str)
 def test_any_order_of_warps(emulate, order, config):
     emulate(order=order)
     o = half_layer(9, 320, 300, torch.bfloat16, whole=True)
@@ -99,6 +100,21 @@ def test_any_number_of_steps_through_any_number_of_places(emulate, steps, stages
     emulate()
     o = half_layer(9, 64 * steps, 40, torch.float16, whole=True)
     same(run(o, replace(SMALL_STAGED, stages=stages)), o.truth().half())
+
+
+@pytest.mark.parametrize("k", [4, 133, 512, 840])
+@pytest.mark.parametrize("config", [SPLIT, Config(2, 4, 1, 2, split=True)], ids=str)
+def test_warps_that_split_k(emulate, config, k):
+    emulate()
+    o = half_layer(11, k, 70, torch.bfloat16, whole=True)
+    same(run(o, config), o.truth().bfloat16())
+
+
+def test_sums_of_a_split_are_added_exactly_once(emulate):
+    """A negative control: without the barrier between writing and reading partial sums, they are not those of all."""
+    emulate(edit=broken(r"bar\.sync\s+0;", "", 0), order="forward")
+    o = half_layer(5, 512, 16, torch.float16, whole=True)
+    assert not torch.equal(run(o, SPLIT), o.truth().half())
 
 
 def test_one_place_is_refused(emulate):

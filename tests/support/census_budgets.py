@@ -70,7 +70,7 @@ BUDGETS = (
     Budget("sparse24_linear.gemm", "sm_.*", r"4x8 tiles .*stages=3", 2.2, load_widths=_SPARSE, since=(3, 9)),
     Budget("sparse24_linear.gemm", "sm_(8.|90)", r"4x4 tiles", 3.0, load_widths=_SPARSE, since=(3, 9)),
     Budget("sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.75, load_widths=_SPARSE, since=(3, 9)),
-    Budget("sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 11.0, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 11.5, load_widths=_SPARSE, since=(3, 9)),
 )
 
 

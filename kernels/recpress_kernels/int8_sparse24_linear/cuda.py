@@ -8,7 +8,7 @@ from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
 from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
 from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.int8_sparse24_linear import kernel
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, rest, supports
 
 
 def int8_sparse24_linear(
@@ -62,15 +62,16 @@ def int8_sparse24_linear(
         y,
         m,
         n,
-        steps // config.unroll,
+        steps,
         tiles,
         q.stride(0) // 4,
-        REST=steps % config.unroll,
+        REST=rest(config, steps),
         ACTIVATION=activation,
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
         UNROLL=config.unroll,
         STAGES=config.stages,
+        SPLIT=config.split,
         WARPS=config.warps,
         num_warps=config.warps,
         enable_fp_fusion=False,

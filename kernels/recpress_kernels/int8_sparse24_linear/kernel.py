@@ -33,20 +33,22 @@ def gemm_kernel(
     y_ptr,  # [M, N] contiguous
     M,
     N,
-    rounds,  # of UNROLL steps
-    tiles,  # of 16 outputs, at least TILES_N * WARPS
+    steps,  # of 64 inputs
+    tiles,  # of 16 outputs, at least those of a program
     stride_qm,  # in words
-    REST: gl.constexpr,  # steps of 64 inputs after the rounds
+    REST: gl.constexpr,  # steps, with SPLIT of each warp, that the loop leaves over
     ACTIVATION: gl.constexpr,
     TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: gl.constexpr,  # tiles of 8 rows of x
     UNROLL: gl.constexpr,
     STAGES: gl.constexpr,  # of x in shared memory, or 0: x goes to registers
+    SPLIT: gl.constexpr,  # warps share their outputs and split K
     WARPS: gl.constexpr,
 ):
+    TILES: gl.constexpr = TILES_N if SPLIT else TILES_N * WARPS
     # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
     # and no load of a weight needs a mask.
-    tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
+    tile = gl.minimum(gl.program_id(0) * TILES, tiles - TILES)
     first_row = gl.program_id(1) * (8 * TILES_M)
     acc = sums(
         values_ptr,
@@ -56,7 +58,7 @@ def gemm_kernel(
         first_row,
         tile,
         tiles,
-        rounds,
+        steps,
         stride_qm,
         "s8",
         REST,
@@ -64,10 +66,11 @@ def gemm_kernel(
         TILES_M,
         UNROLL,
         STAGES,
+        SPLIT,
         WARPS,
     )
     ACC: gl.constexpr = accumulator_layout(WARPS)
-    n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
+    n = tile * 16 + gl.arange(0, 16 * TILES, gl.SliceLayout(1, ACC))
     m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
     n_in, m_in = n < N, m < M
     if zero_ptr is not None:

@@ -22,6 +22,7 @@ class Config:
 
     ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it. With ``stages`` x goes
     through so many places in shared memory, step by step, where all warps read it; else each loads it into registers.
+    With ``split`` the warps share ``16 * tiles_n`` outputs, each takes every ``warps``-th step, and they add up.
     """
 
     tiles_n: int
@@ -29,10 +30,16 @@ class Config:
     unroll: int
     warps: int
     stages: int = 0
+    split: bool = False
+
+    @property
+    def tiles(self) -> int:
+        """Of outputs a program."""
+        return self.tiles_n * (1 if self.split else self.warps)
 
     def __str__(self) -> str:
-        staged = f" stages={self.stages}" if self.stages else ""
-        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}{staged}"
+        form = f" stages={self.stages}" if self.stages else " split" if self.split else ""
+        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}{form}"
 
 
 # Tiles of outputs a warp and warps, walked in order: the first that has enough blocks is taken, or else the last that
@@ -41,6 +48,10 @@ class Config:
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
 UNROLL = 4
+# Where one tile a warp and four warps a block do not fill a GPU, up to eight warps split K: the time is that of reading
+# weights, and they have eight times as many bytes on the way at once.
+MAX_SPLIT = 8
+SPLIT_UNROLL = 2
 
 
 def supports(device: Device) -> Support:
@@ -59,11 +70,20 @@ def supports(device: Device) -> Support:
 def fits(config: Config, n: int) -> Support:
     """Whether a configuration can run on a weight of ``n`` outputs."""
     tiles = -(-n // ROWS)
-    if config.tiles_n * config.warps > tiles:
-        return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
+    if config.tiles > tiles:
+        return Support(False, f"{config} takes {config.tiles} tiles of outputs and there are {tiles}")
     if config.stages == 1:
         return Support(False, f"{config} has one place for x in shared memory; give 2 and more, or 0 to use none")
+    if config.stages and config.split:
+        return Support(False, f"{config} cannot both stage x and split K; take one")
     return Support(True, str(config))
+
+
+def rest(config: Config, steps: int) -> int:
+    """How many steps of 64 inputs, with ``split`` of each warp, the loop leaves over."""
+    if not config.split:
+        return steps % config.unroll
+    return -(-(steps % (config.warps * config.unroll)) // config.warps)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -72,12 +92,16 @@ def choose(m: int, n: int, k: int, device: Device) -> Config:
     tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
     possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
     possible = [config for config in possible if fits(config, n)]
-    return next((c for c in possible if blocks(c, m, n) >= device.processors), possible[-1])
+    config = next((c for c in possible if blocks(c, m, n) >= device.processors), possible[-1])
+    warps = min(MAX_SPLIT, 1 << (-(-k // STEP)).bit_length() - 1)
+    if config.tiles_n > 1 or config.warps > 2 or warps < 2:
+        return config
+    return Config(1, tiles_m, SPLIT_UNROLL, warps, split=True)
 
 
 def grid(config: Config, m: int, n: int) -> tuple[int, int]:
     """Blocks of outputs, blocks of rows."""
-    return -(-n // (ROWS * config.tiles_n * config.warps)), -(-m // (COLUMNS * config.tiles_m))
+    return -(-n // (ROWS * config.tiles)), -(-m // (COLUMNS * config.tiles_m))
 
 
 def blocks(config: Config, m: int, n: int) -> int:

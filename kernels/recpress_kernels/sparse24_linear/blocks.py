@@ -59,16 +59,18 @@ def lane_words_layout(rows, words, warps):
 
 
 @gluon.constexpr_function
-def x_layout(kind, tiles, warps):
-    """``[8 tiles, 16]`` words of x, four a lane: lane 4 g + t holds of rows g + 8 i, in every warp the same,
+def x_layout(kind, tiles, warps, split):
+    """``[8 tiles, 16]`` words of x, four a lane: lane 4 g + t holds of rows g + 8 i,
 
-    of s8 words ``4 t + r``, which lie together; of 16 bits words ``t + 4 r``.
+    of s8 words ``4 t + r``, which lie together; of 16 bits words ``t + 4 r``. In every warp the same, or with ``split``
+    the next 16 words, of ``[8 tiles, 16 warps]``.
     """
     together, apart = [[0, 1], [0, 2]], [[0, 4], [0, 8]]
     words, lanes = (together, apart) if kind == "s8" else (apart, together)
     rows = [[8 << i, 0] for i in range(tiles.bit_length() - 1)]
-    warp = [[0, 0] for _ in range(warps.bit_length() - 1)]
-    return gl.DistributedLinearLayout(words + rows, [*lanes, [1, 0], [2, 0], [4, 0]], warp, [], [8 * tiles, 16])
+    warp = [[0, 16 << i if split else 0] for i in range(warps.bit_length() - 1)]
+    shape = [8 * tiles, 16 * warps if split else 16]
+    return gl.DistributedLinearLayout(words + rows, [*lanes, [1, 0], [2, 0], [4, 0]], warp, [], shape)
 
 
 @gluon.constexpr_function
@@ -85,9 +87,10 @@ def staged_layout(words):
 
 
 @gluon.jit
-def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
-    """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""
+def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr, row_step, warp_step):
+    """Offsets ``[ROWS, 32 * WORDS * WARPS]``: a tile a row, each warp's words ``warp_step`` before the next one's."""
     LAYOUT: gl.constexpr = lane_words_layout(ROWS, WORDS, WARPS)
-    WIDTH: gl.constexpr = 32 * WORDS * WARPS
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    return rows[:, None] * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))[None, :]
+    words = gl.arange(0, 32 * WORDS * WARPS, gl.SliceLayout(0, LAYOUT))
+    words = words // (32 * WORDS) * warp_step + words % (32 * WORDS)
+    return rows[:, None] * row_step + words[None, :]

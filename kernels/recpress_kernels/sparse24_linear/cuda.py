@@ -5,7 +5,7 @@ from torch import Tensor
 
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight
 from recpress_kernels.int8_sparse24_linear.cuda import check_operands, runnable
-from recpress_kernels.int8_sparse24_linear.launch import Config, grid
+from recpress_kernels.int8_sparse24_linear.launch import Config, grid, rest
 from recpress_kernels.sparse24_linear import kernel
 from recpress_kernels.sparse24_linear.launch import choose
 
@@ -48,16 +48,17 @@ def sparse24_linear(
         y,
         m,
         n,
-        steps // config.unroll,
+        steps,
         tiles,
         words.stride(0),
-        REST=steps % config.unroll,
+        REST=rest(config, steps),
         KIND=_KINDS[x.dtype],
         ACTIVATION=activation,
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
         UNROLL=config.unroll,
         STAGES=config.stages,
+        SPLIT=config.split,
         WARPS=config.warps,
         num_warps=config.warps,
         enable_fp_fusion=False,

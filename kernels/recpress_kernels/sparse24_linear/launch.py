@@ -18,7 +18,7 @@ def unrolled(config: Config) -> Config:
 
     A single tile takes 9.5 to 10.4 instructions at 4 steps and up to 11.5 at 2.
     """
-    return replace(config, unroll=2 if config.tiles_n * config.tiles_m >= 16 else 4)
+    return config if config.split else replace(config, unroll=2 if config.tiles_n * config.tiles_m >= 16 else 4)
 
 
 def choose(m: int, n: int, k: int, device: Device) -> Config:

@@ -17,7 +17,7 @@ def test_every_choice_fits_and_covers_the_shape():
         config = choose(m, n, k, A100)
         blocks_n, blocks_m = grid(config, m, n)
         assert fits(config, n)
-        assert blocks_n * 16 * config.tiles_n * config.warps >= n and blocks_m * 8 * config.tiles_m >= m
+        assert blocks_n * 16 * config.tiles >= n and blocks_m * 8 * config.tiles_m >= m
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_every_choice_fits_and_covers_the_shape():
         ((4096, 4096, 4096), STAGED),
         ((32, 65536, 1024), Config(4, 4, 2, 4)),  # half of STAGED's rows would be empty
         ((1024, 1024, 192), Config(4, 4, 2, 4)),  # 64 blocks of STAGED would leave processors idle
-        ((1, 1024, 1024), Config(1, 1, 4, 1)),
+        ((1, 1024, 1024), Config(1, 1, 2, 8, split=True)),
     ],
 )
 def test_choices(shape, wanted):
