@@ -15,7 +15,10 @@ from torch.sparse import to_sparse_semi_structured
 from recpress_kernels import int8_linear, int8_sparse24_linear_fragments, sparse24_linear, sparse24_linear_fragments
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight, pack
 from recpress_kernels.int8_linear.cuda import pad_rows
-from recpress_kernels.sparse24_linear import fragments
+from recpress_kernels.int8_sparse24_linear import cuda as int8_cuda
+from recpress_kernels.int8_sparse24_linear.launch import Config
+from recpress_kernels.sparse24_linear import cuda, fragments
+from recpress_kernels.sparse24_linear.launch import STAGED
 
 M, K, N = (1, 3, 8, 35, 300), (4, 60, 132, 479, 1024), (1, 17, 300, 1024)
 LAYERS = ((1024, 1024), (1024, 512), (512, 256), (4096, 4096))
@@ -67,6 +70,29 @@ def test_halves(m, k, n, dtype):
     assert o.excess(run_half(o).cpu()) <= 0
     whole = half_layer(m, k, n, dtype, whole=True, activation="relu")
     same(run_half(whole), whole.truth().to(dtype))
+
+
+@pytest.mark.parametrize("config", [Config(4, 4, 2, 4), STAGED, Config(1, 1, 2, 8, split=True)], ids=str)
+def test_every_form(config):
+    o, weight = int8_layer(300, 1000, 1024, activation="relu")
+    x, _weight, *rest = on_gpu(o)
+    same(int8_cuda.int8_sparse24_linear(x, weight, *rest, config=config), expected(o))
+    whole = half_layer(300, 1001, 1024, torch.float16, whole=True)
+    weight = pack(whole.values, whole.indices).to("cuda")
+    same(cuda.sparse24_linear(whole.x.cuda(), weight, whole.bias.cuda(), config=config), whole.truth().half())
+
+
+def test_inside_a_cuda_graph():
+    o = half_layer(9, 256, 300, torch.float16, whole=True)
+    x, bias, weight = o.x.cuda(), o.bias.cuda(), pack(o.values, o.indices).to("cuda")
+    sparse24_linear_fragments(x, *weight.operands(), bias)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = sparse24_linear_fragments(x, *weight.operands(), bias)
+    o.x = half_layer(9, 256, 300, torch.float16, whole=True, seed=1).x
+    x.copy_(o.x)
+    graph.replay()
+    same(y, o.truth().half())
 
 
 def test_canonical_operands_on_a_gpu():

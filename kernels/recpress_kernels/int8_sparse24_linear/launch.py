@@ -64,7 +64,7 @@ def supports(device: Device) -> Support:
     if device.triton < GLUON_TRITON:
         given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
         return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
-    return Support(True, "mma.sp through Gluon, operands in registers")
+    return Support(True, "mma.sp through Gluon")
 
 
 def fits(config: Config, n: int) -> Support:
