@@ -95,7 +95,7 @@ def test_x_through_shared_memory_on_every_target(emulate, target):
     same(run(o, STAGED), o.truth().half())
 
 
-@pytest.mark.parametrize(("steps", "stages"), [(1, 3), (2, 3), (3, 3), (7, 3), (1, 2), (5, 2), (2, 4)])
+@pytest.mark.parametrize(("steps", "stages"), [(1, 3), (2, 3), (7, 3), (1, 2), (5, 4)])
 def test_any_number_of_steps_through_any_number_of_places(emulate, steps, stages):
     emulate()
     o = half_layer(9, 64 * steps, 40, torch.float16, whole=True)

@@ -54,7 +54,7 @@ def cases() -> list[Case]:
         return []
     large, *smaller = (Config(tiles, MAX_TILES_M, UNROLL, warps) for tiles, warps in WIDTHS[:3])
     found = [gemm(large, rest=rest, note=f" rest={rest}") for rest in range(UNROLL)]
-    smaller += [Config(4, 2, UNROLL, 4), Config(4, 1, UNROLL, 4), Config(1, 1, UNROLL, 1)]
+    smaller += [Config(4, 1, UNROLL, 4)]
     smaller += [Config(1, tiles_m, SPLIT_UNROLL, MAX_SPLIT, split=True) for tiles_m in (1, MAX_TILES_M)]
     found += [gemm(config) for config in smaller]
     found.append(gemm(large, "*u8", quantized=True, note=" uint8"))

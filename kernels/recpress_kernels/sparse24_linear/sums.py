@@ -162,7 +162,6 @@ def _staged(
 ):
     """Step by step: unrolled, what follows the loop for the steps left over spills up to 56 registers."""
     places = gl.allocate_shared_memory(gl.int32, [STAGES, acc.shape[1], WORDS], staged_layout(WORDS))
-    steps = gl.to_tensor(steps)  # triton makes an argument of 1 a constant, which is no mask
     for i in gl.static_range(STAGES - 1):
         async_copy.async_load(places.index(i), x_at + i * WORDS, mask=i < steps)
         async_copy.commit_group()
