@@ -142,3 +142,16 @@ def test_times_beside_other_libraries(calls, k, n):
         for name, call in made.items():
             line += f"; {name} takes {seconds(call) / ours:.2f} of it"
         print(line)
+
+
+@pytest.mark.parametrize("m", [64, 1024, 4096])
+def test_times_of_forms_that_counting_ranks(m):
+    """By instructions int8 stays with 4 x 4 tiles in registers; by bytes read from the first-level cache it may not."""
+    o, weight = int8_layer(m, 4096, 4096, dtype=torch.float16)
+    x, _weight, *rest = on_gpu(o)
+    half = half_layer(m, 4096, 4096, torch.float16)
+    halves, packed = half.x.cuda(), pack(half.values, half.indices).to("cuda")
+    for config in (Config(4, 4, 4, 4), Config(4, 4, 2, 4), Config(4, 8, 2, 4), STAGED):
+        int8 = seconds(lambda c=config: int8_cuda.int8_sparse24_linear(x, weight, *rest, config=c))
+        sixteen = seconds(lambda c=config: cuda.sparse24_linear(halves, packed, config=c))
+        print(f"{torch.cuda.get_device_name()} M={m}, {config}: int8 {int8 * 1e6:.1f} µs, fp16 {sixteen * 1e6:.1f} µs")
