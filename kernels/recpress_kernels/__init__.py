@@ -7,6 +7,8 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``weight_only_linear``: int8 weights under float activations;
 * ``int8_mlp``: a stack of int8_linear layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights, dense or 2:4, packed for the native CPU kernels;
+* ``sparse24_linear``: a linear layer on 2:4 weights in float16 or bfloat16;
+* ``int8_sparse24_linear_fragments``, ``sparse24_linear_fragments``: 2:4 weights packed for a GPU's sparse tensor cores;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``.
 
@@ -27,7 +29,10 @@ if find_spec("torch") is not None:
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
+    from recpress_kernels.int8_sparse24_linear.fragments import int8_sparse24_linear_fragments
     from recpress_kernels.int8_sparse24_linear.op import int8_sparse24_linear
+    from recpress_kernels.sparse24_linear.fragments import sparse24_linear_fragments
+    from recpress_kernels.sparse24_linear.op import sparse24_linear
     from recpress_kernels.weight_only_linear.op import weight_only_linear
 
 __all__ = [
@@ -43,9 +48,12 @@ __all__ = [
     "int8_mlp",
     "int8_mlp_packed",
     "int8_sparse24_linear",
+    "int8_sparse24_linear_fragments",
     "look_up_rows",
     "pack",
     "pack_stack",
+    "sparse24_linear",
+    "sparse24_linear_fragments",
     "unpack",
     "weight_only_linear",
 ]

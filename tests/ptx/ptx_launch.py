@@ -13,7 +13,7 @@ from ptx_memory import GlobalMemory
 from ptx_parse import parse
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from recpress_kernels.inspect import Case, build
+from recpress_kernels.inspect.build import Case, compiled
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -55,8 +55,8 @@ class Emulated:
         options = {name: named.pop(name) for name in _OPTIONS if name in named}
         given = {**dict(zip(self.function.arg_names, arguments, strict=False)), **named}
         case = self._case(given, options)
-        built = build(case, self.target)
-        kernel = parse(self.edit(built.asm["ptx"]))
+        made = compiled(case, self.target)
+        kernel = parse(self.edit(made.asm["ptx"]))
         memory = GlobalMemory()
         places: dict[str, tuple[torch.Tensor, int]] = {}
         parameters: list[int] = []
@@ -71,7 +71,7 @@ class Emulated:
                 parameters.append(value)
             if isinstance(value, TensorDescriptor):
                 parameters += _descriptor(value, kernel.parameters[len(parameters) :])
-        Machine(kernel, memory, parameters, grid, built.shared_bytes).run(self.order)
+        Machine(kernel, memory, parameters, grid, made.metadata.shared).run(self.order)
         for name in self.writes:
             if name in places:
                 tensor, base = places[name]

@@ -68,12 +68,15 @@ BUDGETS = (
     Budget("weight_only_linear.gemm", "sm_90", r"(128|64)x(128|64)x64 .*(fp16|bf16)$", 70.0),
     Budget("weight_only_linear.gemm", "sm_(8.|90|120)", r"(16|32)x.*fp16$", 26.5),
     Budget("weight_only_linear.gemm", "sm_.*", r".*fp32$", None, load_widths=frozenset({"16", "8"})),
-    # Metadata is one word a lane. With an even number of steps; an odd one takes 2.56 on sm_8x.
-    Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles unroll=[24]", 2.3, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.35, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=[14]", 2.1, load_widths=_SPARSE, since=(3, 9)),
-    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=2", 2.2, load_widths=_SPARSE, since=(3, 9)),
+    # Metadata is one word a lane; so is each register of x in 16 bits. However many steps the loop leaves over.
+    Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.1, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 7.6, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_.*", r"4x8 tiles .*stages=3", 2.2, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_(8.|90)", r"4x4 tiles", 3.0, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.75, load_widths=_SPARSE, since=(3, 9)),
+    Budget("sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 11.5, load_widths=_SPARSE, since=(3, 9)),
 )
 
 

@@ -57,9 +57,11 @@ def all_cases() -> list[Case]:
     """The cases of every op of this package."""
     from recpress_kernels.int8_linear import census as int8_linear
     from recpress_kernels.int8_sparse24_linear import census as int8_sparse24_linear
+    from recpress_kernels.sparse24_linear import census as sparse24_linear
     from recpress_kernels.weight_only_linear import census as weight_only_linear
 
-    return [*int8_linear.cases(), *int8_sparse24_linear.cases(), *weight_only_linear.cases()]
+    ops = (int8_linear, int8_sparse24_linear, sparse24_linear, weight_only_linear)
+    return [case for op in ops for case in op.cases()]
 
 
 def census(cases: Iterable[Case], targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Row]:

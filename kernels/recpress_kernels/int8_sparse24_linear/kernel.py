@@ -14,10 +14,8 @@ from recpress_kernels.sparse24_linear.blocks import (
     accumulator_layout,
     activate,
     clamp_round,
-    lane_words_layout,
-    products_s8,
-    x_layout,
 )
+from recpress_kernels.sparse24_linear.sums import sums
 
 
 @gluon.jit
@@ -35,41 +33,44 @@ def gemm_kernel(
     y_ptr,  # [M, N] contiguous
     M,
     N,
-    steps,  # of 64 inputs, a multiple of UNROLL
-    tiles,  # of 16 outputs, at least TILES_N * WARPS
+    steps,  # of 64 inputs
+    tiles,  # of 16 outputs, at least those of a program
     stride_qm,  # in words
+    REST: gl.constexpr,  # steps, with SPLIT of each warp, that the loop leaves over
     ACTIVATION: gl.constexpr,
     TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: gl.constexpr,  # tiles of 8 rows of x
     UNROLL: gl.constexpr,
+    STAGES: gl.constexpr,  # of x in shared memory, or 0: x goes to registers
+    SPLIT: gl.constexpr,  # warps share their outputs and split K
     WARPS: gl.constexpr,
 ):
+    TILES: gl.constexpr = TILES_N if SPLIT else TILES_N * WARPS
     # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
     # and no load of a weight needs a mask.
-    tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
-    values = lane_offsets(TILES_N, 4, WARPS)
-    metadata = lane_offsets(TILES_N, 1, WARPS)
-    w_at = values_ptr + tile * 128
-    s_at = metadata_ptr + tile * 32
+    tile = gl.minimum(gl.program_id(0) * TILES, tiles - TILES)
     first_row = gl.program_id(1) * (8 * TILES_M)
-    XL: gl.constexpr = x_layout(4, WARPS)
-    row = gl.minimum(first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(1, XL)), M - 1)
-    word = gl.arange(0, 16, gl.SliceLayout(0, XL))
-    q_at = q_ptr + row.to(gl.int64)[:, None] * stride_qm + word[None, :]
-
+    acc = sums(
+        values_ptr,
+        metadata_ptr,
+        q_ptr,
+        M,
+        first_row,
+        tile,
+        tiles,
+        steps,
+        stride_qm,
+        "s8",
+        REST,
+        TILES_N,
+        TILES_M,
+        UNROLL,
+        STAGES,
+        SPLIT,
+        WARPS,
+    )
     ACC: gl.constexpr = accumulator_layout(WARPS)
-    acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.int32, ACC)
-    for _step in range(0, steps, UNROLL):
-        for _ in gl.static_range(UNROLL):
-            w = gl.load(w_at + values)
-            s = gl.load(s_at + metadata)
-            q = gl.load(q_at)
-            acc = gl.inline_asm(products_s8, ("=&r", "r", "r", "r", "r"), [w, s, q, acc], acc.type, is_pure=True)
-            w_at += tiles * 128
-            s_at += tiles * 32
-            q_at += 16
-
-    n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
+    n = tile * 16 + gl.arange(0, 16 * TILES, gl.SliceLayout(1, ACC))
     m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
     n_in, m_in = n < N, m < M
     if zero_ptr is not None:
@@ -88,12 +89,3 @@ def gemm_kernel(
         y = clamp_round(y, -out_zero, 127.0 - out_zero).to(gl.float32) + out_zero
     at = y_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
     gl.store(at, y.to(y_ptr.dtype.element_ty), mask=n_in[:, None] & m_in[None, :])
-
-
-@gluon.jit
-def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
-    """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""
-    LAYOUT: gl.constexpr = lane_words_layout(ROWS, WORDS, WARPS)
-    WIDTH: gl.constexpr = 32 * WORDS * WARPS
-    rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    return rows[:, None] * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))[None, :]

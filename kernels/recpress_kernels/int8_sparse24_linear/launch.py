@@ -20,23 +20,38 @@ GLUON_TRITON = (3, 9)
 class Config:
     """One program of ``warps`` computes ``16 * tiles_n * warps`` outputs of ``8 * tiles_m`` rows of x.
 
-    ``unroll`` steps of 64 inputs go through the loop at once.
+    ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it. With ``stages`` x goes
+    through so many places in shared memory, step by step, where all warps read it; else each loads it into registers.
+    With ``split`` the warps share ``16 * tiles_n`` outputs, each takes every ``warps``-th step, and they add up.
     """
 
     tiles_n: int
     tiles_m: int
     unroll: int
     warps: int
+    stages: int = 0
+    split: bool = False
+
+    @property
+    def tiles(self) -> int:
+        """Of outputs a program."""
+        return self.tiles_n * (1 if self.split else self.warps)
 
     def __str__(self) -> str:
-        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}"
+        form = f" stages={self.stages}" if self.stages else " split" if self.split else ""
+        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}{form}"
 
 
 # Tiles of outputs a warp and warps, walked in order: the first that has enough blocks is taken, or else the last that
-# fits. 4 x 4 tiles take 2.05 instructions an IMMA.SP on sm_80, 2 x 4 take 2.9; 4 x 8 take 3.2 (their accumulators leave
-# no registers to unroll with) and are not chosen.
+# fits. 4 x 4 tiles take 2.05 to 2.4 instructions an IMMA.SP on sm_80, 2 x 4 take 2.6. Not chosen are 4 x 8, of which
+# one step takes 3.2 and two spill where one is left over, and x through shared memory, which takes 2.75.
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
+UNROLL = 4
+# Where one tile a warp and four warps a block do not fill a GPU, up to eight warps split K: the time is that of reading
+# weights, and they have eight times as many bytes on the way at once.
+MAX_SPLIT = 8
+SPLIT_UNROLL = 2
 
 
 def supports(device: Device) -> Support:
@@ -49,35 +64,47 @@ def supports(device: Device) -> Support:
     if device.triton < GLUON_TRITON:
         given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
         return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
-    return Support(True, "mma.sp through Gluon, operands in registers")
+    return Support(True, "mma.sp through Gluon")
 
 
-def fits(config: Config, n: int, k: int) -> Support:
-    """Whether a configuration can run on a weight ``[n, k]``."""
-    tiles, steps = -(-n // ROWS), -(-k // STEP)
-    if config.tiles_n * config.warps > tiles:
-        return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
-    if steps % config.unroll:
-        return Support(False, f"{config} takes steps of 64 inputs {config.unroll} at a time and there are {steps}")
+def fits(config: Config, n: int) -> Support:
+    """Whether a configuration can run on a weight of ``n`` outputs."""
+    tiles = -(-n // ROWS)
+    if config.tiles > tiles:
+        return Support(False, f"{config} takes {config.tiles} tiles of outputs and there are {tiles}")
+    if config.stages == 1:
+        return Support(False, f"{config} has one place for x in shared memory; give 2 and more, or 0 to use none")
+    if config.stages and config.split:
+        return Support(False, f"{config} cannot both stage x and split K; take one")
     return Support(True, str(config))
+
+
+def rest(config: Config, steps: int) -> int:
+    """How many steps of 64 inputs, with ``split`` of each warp, the loop leaves over."""
+    if not config.split:
+        return steps % config.unroll
+    return -(-(steps % (config.warps * config.unroll)) // config.warps)
 
 
 @functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device) -> Config:
     """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
-    steps = -(-k // STEP)
-    unroll = next(u for u in (4, 2, 1) if steps % u == 0)
     tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
-    possible = [Config(tiles, tiles_m, unroll, warps) for tiles, warps in WIDTHS]
-    possible = [config for config in possible if fits(config, n, k)]
-    return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
+    possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
+    possible = [config for config in possible if fits(config, n)]
+    config = next((c for c in possible if blocks(c, m, n) >= device.processors), possible[-1])
+    warps = min(MAX_SPLIT, 1 << (-(-k // STEP)).bit_length() - 1)
+    if config.tiles_n > 1 or config.warps > 2 or warps < 2:
+        return config
+    return Config(1, tiles_m, SPLIT_UNROLL, warps, split=True)
 
 
 def grid(config: Config, m: int, n: int) -> tuple[int, int]:
     """Blocks of outputs, blocks of rows."""
-    return -(-n // (ROWS * config.tiles_n * config.warps)), -(-m // (COLUMNS * config.tiles_m))
+    return -(-n // (ROWS * config.tiles)), -(-m // (COLUMNS * config.tiles_m))
 
 
-def _blocks(config: Config, m: int, n: int) -> int:
+def blocks(config: Config, m: int, n: int) -> int:
+    """How many programs run."""
     blocks_n, blocks_m = grid(config, m, n)
     return blocks_n * blocks_m

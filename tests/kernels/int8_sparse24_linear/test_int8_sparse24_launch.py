@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, rest, supports
 
 A100 = Device("cuda", 80, 108, (3, 9))
 
@@ -32,17 +32,18 @@ def test_every_choice_fits_and_covers_the_shape():
     for m, n, k in itertools.product(sizes, sizes, (4, 64, 100, 128, 480, 1024)):
         config = choose(m, n, k, A100)
         blocks_n, blocks_m = grid(config, m, n)
-        assert fits(config, n, k)
-        assert blocks_n * 16 * config.tiles_n * config.warps >= n and blocks_m * 8 * config.tiles_m >= m
+        assert fits(config, n)
+        assert blocks_n * 16 * config.tiles >= n and blocks_m * 8 * config.tiles_m >= m
 
 
 @pytest.mark.parametrize(
     ("shape", "wanted"),
     [
         ((4096, 4096, 4096), Config(4, 4, 4, 4)),
-        ((1, 1024, 1024), Config(1, 1, 4, 1)),
-        ((8, 256, 384), Config(1, 1, 2, 1)),
-        ((1024, 1024, 192), Config(4, 4, 1, 4)),
+        ((1, 1024, 1024), Config(1, 1, 2, 8, split=True)),
+        ((8, 256, 384), Config(1, 1, 2, 4, split=True)),
+        ((1, 16, 64), Config(1, 1, 4, 1)),
+        ((1024, 1024, 192), Config(4, 4, 4, 4)),
     ],
 )
 def test_choices(shape, wanted):
@@ -50,5 +51,14 @@ def test_choices(shape, wanted):
 
 
 def test_a_configuration_that_does_not_fit_says_why():
-    assert "16 tiles of outputs and there are 4" in fits(Config(4, 1, 1, 4), 64, 64).reason
-    assert "2 at a time and there are 3" in fits(Config(1, 1, 2, 1), 64, 192).reason
+    assert "take one" in fits(Config(1, 1, 1, 2, stages=2, split=True), 64).reason
+    assert "2 and more" in fits(Config(1, 1, 1, 2, stages=1), 64).reason
+    assert "16 tiles of outputs and there are 4" in fits(Config(4, 1, 1, 4), 64).reason
+
+
+@pytest.mark.parametrize("config", [Config(1, 1, 4, 4), Config(1, 1, 2, 4, split=True), Config(1, 1, 1, 2, split=True)])
+def test_what_the_loop_leaves_over_is_covered_and_no_more(config):
+    for steps in range(1, 40):
+        at_once = config.unroll * (config.warps if config.split else 1)
+        left, each = steps % at_once, config.warps if config.split else 1
+        assert left <= rest(config, steps) * each < left + each
