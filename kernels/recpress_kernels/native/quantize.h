@@ -12,13 +12,6 @@ struct Row {
     int32_t zero;
 };
 
-// The last k % W values of a row with zeros behind them; a zero never widens a range that holds zero.
-inline F load_tail(const float* x, int64_t count) {
-    float padded[W] = {};
-    std::memcpy(padded, x, size_t(count) * sizeof(float));
-    return load(padded);
-}
-
 // low = min(0, x), high = max(0, x); false where a value is NaN. Infinity shows in low or high.
 inline bool range(const float* x, int64_t k, float* low, float* high) {
     // Two of each: one chain of minimums would wait for its own latency. The sum tells of NaN: additions run beside
@@ -31,7 +24,7 @@ inline bool range(const float* x, int64_t k, float* low, float* high) {
         lo1 = min(b, lo1), hi1 = max(b, hi1), sum1 = sum1 + b;
     }
     for (; i < k; i += W) {
-        F a = i + W <= k ? load(x + i) : load_tail(x + i, k - i);
+        F a = i + W <= k ? load(x + i) : load(x + i, k - i);  // a zero never widens a range that holds zero
         lo0 = min(a, lo0), hi0 = max(a, hi0), sum0 = sum0 + a;
     }
     *low = lowest(min(lo0, lo1));
@@ -93,7 +86,7 @@ inline void quantize_block(const Quotient& by, const float* x, uint8_t* q) {
         store_clamped(q, whole);
 }
 
-// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights.
+// q[0, k) = clamp(rne(x / scale) + zero, 0, 127); what lies in q[k, k_padded) meets zero weights.
 template <bool LIMIT>
 inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {
     const Quotient by(row.scale, row.zero);
@@ -102,12 +95,11 @@ inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row
     for (; i + W <= k; i += W) quantize_block<LIMIT, 1>(by, x + i, q + i);
     if (i < k) {
         float last[W];
-        uint8_t some[W];
-        store(last, load_tail(x + i, k - i));
-        quantize_block<LIMIT, 1>(by, last, some);
-        std::memcpy(q + i, some, size_t(k - i));
+        store(last, load(x + i, k - i));
+        quantize_block<LIMIT, 1>(by, last, q + i);  // k_padded is a multiple of W
+        i += W;
     }
-    std::memset(q + k, 0, size_t(k_padded - k));
+    if (i < k_padded) std::memset(q + i, 0, size_t(k_padded - i));
 }
 
 inline Row not_finite(int64_t k_padded, uint8_t* q) {

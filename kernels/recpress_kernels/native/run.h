@@ -49,7 +49,7 @@ inline bool quantize_output(const float* y, int64_t count, recpress::Static pair
     F most = set1(200.0f * pair.scale);
     bool clean = true;
     for (int64_t i = 0; i < count; i += W) {
-        F value = i + W <= count ? load(y + i) : load_tail(y + i, count - i);
+        F value = i + W <= count ? load(y + i) : load(y + i, count - i);
         clean &= !any_nan(value);
         I whole[1] = {by.whole(by.exact(max(set1(0.0f) - most, min(most, value))))};
         uint8_t bytes[W];
