@@ -102,34 +102,46 @@ inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row
     if (i < k_padded) std::memset(q + i, 0, size_t(k_padded - i));
 }
 
-inline Row not_finite(int64_t k_padded, uint8_t* q) {
-    std::memset(q, 0, size_t(k_padded));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
-}
-
-// Dynamic: the range of this row.
-inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, uint8_t* q) {
+// Dynamic: scale and zero point by the range of a row; scale NaN where it is not finite.
+inline Row dynamic_row(const float* x, int64_t k) {
     float lo, hi;
     bool finite = range(x, k, &lo, &hi);
     float span = hi - lo;
-    if (!finite || !(span <= std::numeric_limits<float>::max())) return not_finite(k_padded, q);
+    if (!finite || !(span <= std::numeric_limits<float>::max())) return {std::numeric_limits<float>::quiet_NaN(), 0};
     float scale = span / 127.0f;
     if (scale == 0.0f) scale = 1.0f;
     // A quotient of at most 127 rounds half to even when 1.5 * 2^23 is added.
     float zero = (-lo / scale + 0x1.8p23f) - 0x1.8p23f;
-    Row row{scale, int32_t(zero < 0.0f ? 0.0f : zero > 127.0f ? 127.0f : zero)};
-    quantize_values<false>(x, k, k_padded, row, q);
-    return row;
+    return {scale, int32_t(zero < 0.0f ? 0.0f : zero > 127.0f ? 127.0f : zero)};
 }
 
-// Static: a calibrated pair.
-inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, recpress::Static pair, uint8_t* q) {
+// Static: a calibrated pair; scale NaN where the row is not finite.
+inline Row static_row(const float* x, int64_t k, recpress::Static pair) {
     float lo, hi;
     constexpr float kMost = std::numeric_limits<float>::max();
-    if (!range(x, k, &lo, &hi) || lo < -kMost || hi > kMost) return not_finite(k_padded, q);
-    Row row{pair.scale, pair.zero_point};
-    quantize_values<true>(x, k, k_padded, row, q);
-    return row;
+    if (!range(x, k, &lo, &hi) || lo < -kMost || hi > kMost) return {std::numeric_limits<float>::quiet_NaN(), 0};
+    return {pair.scale, pair.zero_point};
+}
+
+template <bool LIMIT>
+inline void quantize_row(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {
+    if (row.scale == row.scale)
+        quantize_values<LIMIT>(x, k, k_padded, row, q);
+    else
+        std::memset(q, 0, size_t(k_padded));
+}
+
+// Dynamic, `count` rows, a few ranges at a time: the reductions and divisions of one row overlap with the next row's,
+// where one row after the other waits for them.
+inline void quantize_rows(const float* x, int64_t x_stride, int64_t count, int64_t k, int64_t k_padded, Row* rows,
+                          uint8_t* q, int64_t q_stride) {
+    constexpr int64_t kFew = 4;
+    for (int64_t first = 0; first < count; first += kFew) {
+        int64_t end = first + kFew < count ? first + kFew : count;
+        for (int64_t r = first; r < end; r++) rows[r] = dynamic_row(x + r * x_stride, k);
+        for (int64_t r = first; r < end; r++)
+            quantize_row<false>(x + r * x_stride, k, k_padded, rows[r], q + r * q_stride);
+    }
 }
 
 // Already quantised; false where a value is above 127.

@@ -99,18 +99,17 @@ struct Buffers {
     }
 };
 
-// Quantise the chunk's rows of one layer's input.
-inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t first, const Buffers& b, Chunk* c) {
-    int64_t k = call.layers[layer].k, k_padded = call.layers[layer].k_padded;
+// Quantise the chunk's rows of the first layer's input.
+inline recpress::Status quantize_input(const Call& call, int64_t first, const Buffers& b, int64_t count) {
+    int64_t k = call.layers[0].k, k_padded = call.layers[0].k_padded;
     bool is_static = call.x_pair.scale != 0.0f;
-    for (int64_t r = 0; r < c->count; r++) {
+    if (call.x_dtype == recpress::kFloat32 && !is_static) {
+        const float* x = static_cast<const float*>(call.x) + first * call.x_stride;
+        quantize_rows(x, call.x_stride, count, k, k_padded, b.rows, b.q, b.q_stride);
+        return recpress::kOk;
+    }
+    for (int64_t r = 0; r < count; r++) {
         uint8_t* q = b.q + r * b.q_stride;
-        if (layer > 0) {
-            float* y = b.y[(layer - 1) & 1] + r * b.y_stride;
-            if (call.x_dtype != recpress::kFloat32) round_through(y, k, call.x_dtype, b.halves);
-            b.rows[r] = quantize_row(y, k, k_padded, q);
-            continue;
-        }
         int64_t at = (first + r) * call.x_stride;
         if (call.x_dtype == recpress::kUInt8) {
             if (!copy_row(static_cast<const uint8_t*>(call.x) + at, k, k_padded, q)) return recpress::kAbove127;
@@ -122,9 +121,19 @@ inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t 
             widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide);
             x = b.wide;
         }
-        b.rows[r] = is_static ? quantize_row(x, k, k_padded, call.x_pair, q) : quantize_row(x, k, k_padded, q);
+        b.rows[r] = is_static ? static_row(x, k, call.x_pair) : dynamic_row(x, k);
+        quantize_row<true>(x, k, k_padded, b.rows[r], q);  // a row's own range never meets the limit
     }
     return recpress::kOk;
+}
+
+// Quantise what the layer before left.
+inline void quantize_between(const Call& call, int32_t layer, const Buffers& b, int64_t count) {
+    int64_t k = call.layers[layer].k;
+    float* y = b.y[(layer - 1) & 1];
+    if (call.x_dtype != recpress::kFloat32)
+        for (int64_t r = 0; r < count; r++) round_through(y + r * b.y_stride, k, call.x_dtype, b.halves);
+    quantize_rows(y, b.y_stride, count, k, call.layers[layer].k_padded, b.rows, b.q, b.q_stride);
 }
 
 // The only layer, from canonical weights: each panel is packed into scratch, then used for the whole chunk.
@@ -174,7 +183,10 @@ inline recpress::Status run(const Call& call) {
                 chunk.y = static_cast<float*>(call.y) + first * call.layers[i].n;
                 chunk.y_stride = call.layers[i].n;
             }
-            if (auto status = quantize_chunk(call, i, first, b, &chunk)) return status;
+            if (i > 0)
+                quantize_between(call, i, b, count);
+            else if (auto status = quantize_input(call, first, b, count))
+                return status;
             call.canonical ? multiply_canonical(call, b, chunk) : multiply(call.layers[i], chunk);
             if (last && !direct)
                 if (auto status = write_chunk(call, first, chunk)) return status;
