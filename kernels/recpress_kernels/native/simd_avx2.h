@@ -155,7 +155,8 @@ inline const Eight& eight(const uint8_t* q) { return *reinterpret_cast<const Eig
 // acc[c] + sum of 4 products.
 inline I gather_dot4(I acc, const uint8_t* q, Bytes places, Bytes w) {
     __m256i product;
-    __asm__("vpbroadcastq %2, %1\n\tvpshufb %3, %1, %1\n\tvpmaddubsw %4, %1, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+    __asm__("vpbroadcastq %2, %1\n\tvpshufb %3, %1, %1\n\tvpmaddubsw %4, %1, %1\n\t"
+            "vpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
             : "+x"(acc.v), "=&x"(product)
             : "m"(eight(q)), "x"(places), "x"(w), "x"(_mm256_set1_epi16(1)));
     return acc;
