@@ -28,6 +28,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.formats.sparse24 import Sparse24
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
+    from recpress_kernels.int8_mlp.choice import choose_stack
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
     from recpress_kernels.int8_sparse24_linear.fragments import int8_sparse24_linear_fragments
     from recpress_kernels.int8_sparse24_linear.op import int8_sparse24_linear
@@ -42,6 +43,7 @@ __all__ = [
     "RowTables",
     "Sparse24",
     "Support",
+    "choose_stack",
     "embedding_bag_rows",
     "int8_linear",
     "int8_linear_packed",

@@ -113,6 +113,11 @@ def test_what_is_measured_is_read_back(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [choice.FILE_NAME]
 
 
+def test_one_pass_of_three_may_be_wrong():
+    passes = [times(64, 64, share, 0.8, 0.8) for share in (0.9, 1.3, 0.95)]
+    assert [e.sparse24_s / e.dense_s for e in tuning.middle(passes)] == pytest.approx([0.95, 0.8, 0.8])
+
+
 BROKEN = ["", "[]", {"format": 2}, {"entries": [["avx2", 1, 1]]}, {"entries": [["avx2", 1, 1, 1, 0.0, 1.0]]}]
 
 

@@ -125,6 +125,23 @@ def test_the_limit_itself(largest, fits):
             assert (y == 127 * 2 * (65 + 65 + 64 + largest)).all()
 
 
+@pytest.mark.skipif("avx2" not in PATHS, reason="16-bit sums are AVX2's alone")
+def test_without_its_list_a_unit_overflows():
+    """Negative control: the list of units that must be widened is what keeps the sums exact."""
+    weight = torch.zeros(16, 1024, dtype=torch.int8)
+    weight[:, 0::4], weight[3, 16:32:2] = 7, 127
+    packed = rk.pack(compress(weight), torch.ones(16))
+    assert rk.unpack(packed)[0].depth == 2 and rk.unpack(packed)[0].wide == 1 / 64
+    x = torch.full((5, 1024), 127, dtype=torch.uint8)
+    pair = (torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
+    want = weight.sum(dim=1) * 127.0
+    with path("avx2"):
+        assert (rk.int8_linear_packed(x, packed, 16, *pair) == want).all()
+        starts = struct.unpack("<q", bytes(packed[64 + 56 : 64 + 64].tolist()))[0]
+        packed[starts : starts + 8] = 0
+        assert (rk.int8_linear_packed(x, packed, 16, *pair) != want).any()
+
+
 def test_normal_weights_reach_depth_2_and_both_loops_run():
     sparse = normal(64, 256)
     packed = rk.pack(sparse, torch.ones(64))

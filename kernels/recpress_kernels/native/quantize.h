@@ -12,13 +12,6 @@ struct Row {
     int32_t zero;
 };
 
-// The last k % W values of a row with zeros behind them; a zero never widens a range that holds zero.
-inline F load_tail(const float* x, int64_t count) {
-    float padded[W] = {};
-    std::memcpy(padded, x, size_t(count) * sizeof(float));
-    return load(padded);
-}
-
 // low = min(0, x), high = max(0, x); false where a value is NaN. Infinity shows in low or high.
 inline bool range(const float* x, int64_t k, float* low, float* high) {
     // Two of each: one chain of minimums would wait for its own latency. The sum tells of NaN: additions run beside
@@ -31,7 +24,7 @@ inline bool range(const float* x, int64_t k, float* low, float* high) {
         lo1 = min(b, lo1), hi1 = max(b, hi1), sum1 = sum1 + b;
     }
     for (; i < k; i += W) {
-        F a = i + W <= k ? load(x + i) : load_tail(x + i, k - i);
+        F a = i + W <= k ? load(x + i) : load(x + i, k - i);  // a zero never widens a range that holds zero
         lo0 = min(a, lo0), hi0 = max(a, hi0), sum0 = sum0 + a;
     }
     *low = lowest(min(lo0, lo1));
@@ -93,7 +86,7 @@ inline void quantize_block(const Quotient& by, const float* x, uint8_t* q) {
         store_clamped(q, whole);
 }
 
-// q[0, k_padded) = clamp(rne(x / scale) + zero, 0, 127); what lies beyond k meets zero weights.
+// q[0, k) = clamp(rne(x / scale) + zero, 0, 127); what lies in q[k, k_padded) meets zero weights.
 template <bool LIMIT>
 inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row, uint8_t* q) {
     const Quotient by(row.scale, row.zero);
@@ -102,42 +95,58 @@ inline void quantize_values(const float* x, int64_t k, int64_t k_padded, Row row
     for (; i + W <= k; i += W) quantize_block<LIMIT, 1>(by, x + i, q + i);
     if (i < k) {
         float last[W];
-        uint8_t some[W];
-        store(last, load_tail(x + i, k - i));
-        quantize_block<LIMIT, 1>(by, last, some);
-        std::memcpy(q + i, some, size_t(k - i));
+        store(last, load(x + i, k - i));
+        quantize_block<LIMIT, 1>(by, last, q + i);  // k_padded is a multiple of W
+        i += W;
     }
-    std::memset(q + k, 0, size_t(k_padded - k));
+    if (i < k_padded) std::memset(q + i, 0, size_t(k_padded - i));
 }
 
-inline Row not_finite(int64_t k_padded, uint8_t* q) {
-    std::memset(q, 0, size_t(k_padded));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
-}
-
-// Dynamic: the range of this row.
-inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, uint8_t* q) {
+// Dynamic: scale and zero point by the range of a row; scale NaN where it is not finite.
+inline Row dynamic_row(const float* x, int64_t k) {
     float lo, hi;
     bool finite = range(x, k, &lo, &hi);
     float span = hi - lo;
-    if (!finite || !(span <= std::numeric_limits<float>::max())) return not_finite(k_padded, q);
+    if (!finite || !(span <= std::numeric_limits<float>::max())) return {std::numeric_limits<float>::quiet_NaN(), 0};
     float scale = span / 127.0f;
     if (scale == 0.0f) scale = 1.0f;
     // A quotient of at most 127 rounds half to even when 1.5 * 2^23 is added.
     float zero = (-lo / scale + 0x1.8p23f) - 0x1.8p23f;
-    Row row{scale, int32_t(zero < 0.0f ? 0.0f : zero > 127.0f ? 127.0f : zero)};
-    quantize_values<false>(x, k, k_padded, row, q);
-    return row;
+    return {scale, int32_t(zero < 0.0f ? 0.0f : zero > 127.0f ? 127.0f : zero)};
 }
 
-// Static: a calibrated pair.
-inline Row quantize_row(const float* x, int64_t k, int64_t k_padded, recpress::Static pair, uint8_t* q) {
+// Static: a calibrated pair; scale NaN where the row is not finite.
+inline Row static_row(const float* x, int64_t k, recpress::Static pair) {
     float lo, hi;
     constexpr float kMost = std::numeric_limits<float>::max();
-    if (!range(x, k, &lo, &hi) || lo < -kMost || hi > kMost) return not_finite(k_padded, q);
-    Row row{pair.scale, pair.zero_point};
-    quantize_values<true>(x, k, k_padded, row, q);
-    return row;
+    if (!range(x, k, &lo, &hi) || lo < -kMost || hi > kMost) return {std::numeric_limits<float>::quiet_NaN(), 0};
+    return {pair.scale, pair.zero_point};
+}
+
+// `count` rows, a few ranges at a time: the reductions and divisions of one row overlap with the next row's, where one
+// row after the other waits for them.
+template <bool STATIC>
+inline void quantize_rows(const float* x, int64_t x_stride, int64_t count, int64_t k, int64_t k_padded,
+                          recpress::Static pair, Row* rows, uint8_t* q, int64_t q_stride) {
+    constexpr int64_t kFew = 4;
+    for (int64_t first = 0; first < count; first += kFew) {
+        int64_t end = first + kFew < count ? first + kFew : count;
+        for (int64_t r = first; r < end; r++)
+            rows[r] = STATIC ? static_row(x + r * x_stride, k, pair) : dynamic_row(x + r * x_stride, k);
+        for (int64_t r = first; r < end; r++) {
+            bool finite = rows[r].scale == rows[r].scale;
+            // A row's own range never meets the limit.
+            if (finite) quantize_values<STATIC>(x + r * x_stride, k, k_padded, rows[r], q + r * q_stride);
+            else std::memset(q + r * q_stride, 0, size_t(k_padded));
+        }
+    }
+}
+
+// By a calibrated pair, or each row by its own range where its scale is 0.
+inline void quantize_rows(const float* x, int64_t x_stride, int64_t count, int64_t k, int64_t k_padded,
+                          recpress::Static pair, Row* rows, uint8_t* q, int64_t q_stride) {
+    if (pair.scale != 0.0f) return quantize_rows<true>(x, x_stride, count, k, k_padded, pair, rows, q, q_stride);
+    quantize_rows<false>(x, x_stride, count, k, k_padded, pair, rows, q, q_stride);
 }
 
 // Already quantised; false where a value is above 127.

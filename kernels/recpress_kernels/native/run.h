@@ -49,7 +49,7 @@ inline bool quantize_output(const float* y, int64_t count, recpress::Static pair
     F most = set1(200.0f * pair.scale);
     bool clean = true;
     for (int64_t i = 0; i < count; i += W) {
-        F value = i + W <= count ? load(y + i) : load_tail(y + i, count - i);
+        F value = i + W <= count ? load(y + i) : load(y + i, count - i);
         clean &= !any_nan(value);
         I whole[1] = {by.whole(by.exact(max(set1(0.0f) - most, min(most, value))))};
         uint8_t bytes[W];
@@ -119,33 +119,42 @@ inline void keep_chunk(const Call& call, int32_t layer, int64_t first, const Buf
     }
 }
 
-// Quantise the chunk's rows of one layer's input.
-inline recpress::Status quantize_chunk(const Call& call, int32_t layer, int64_t first, const Buffers& b, Chunk* c) {
-    int64_t k = call.layers[layer].k, k_padded = call.layers[layer].k_padded;
-    recpress::Static pair = layer == 0 && call.x_pair.scale != 0.0f ? call.x_pair : call.layers[layer].x_pair;
-    bool is_static = pair.scale != 0.0f;
-    for (int64_t r = 0; r < c->count; r++) {
+// The calibrated pair of a layer's inputs; the call's stands in place of the first layer's.
+inline recpress::Static input_pair(const Call& call, int32_t layer) {
+    return layer == 0 && call.x_pair.scale != 0.0f ? call.x_pair : call.layers[layer].x_pair;
+}
+
+// Quantise the chunk's rows of the first layer's input.
+inline recpress::Status quantize_input(const Call& call, int64_t first, const Buffers& b, int64_t count) {
+    int64_t k = call.layers[0].k, k_padded = call.layers[0].k_padded;
+    recpress::Static pair = input_pair(call, 0);
+    if (call.x_dtype == recpress::kFloat32) {
+        const float* x = static_cast<const float*>(call.x) + first * call.x_stride;
+        quantize_rows(x, call.x_stride, count, k, k_padded, pair, b.rows, b.q, b.q_stride);
+        return recpress::kOk;
+    }
+    for (int64_t r = 0; r < count; r++) {
         uint8_t* q = b.q + r * b.q_stride;
-        if (layer > 0) {
-            float* y = b.y[(layer - 1) & 1] + r * b.y_stride;
-            if (call.x_dtype != recpress::kFloat32) round_through(y, k, call.x_dtype, b.halves);
-            b.rows[r] = is_static ? quantize_row(y, k, k_padded, pair, q) : quantize_row(y, k, k_padded, q);
-            continue;
-        }
         int64_t at = (first + r) * call.x_stride;
         if (call.x_dtype == recpress::kUInt8) {
             if (!copy_row(static_cast<const uint8_t*>(call.x) + at, k, k_padded, q)) return recpress::kAbove127;
             b.rows[r] = {pair.scale, pair.zero_point};
             continue;
         }
-        const float* x = static_cast<const float*>(call.x) + at;
-        if (call.x_dtype != recpress::kFloat32) {
-            widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide);
-            x = b.wide;
-        }
-        b.rows[r] = is_static ? quantize_row(x, k, k_padded, pair, q) : quantize_row(x, k, k_padded, q);
+        widen(static_cast<const uint16_t*>(call.x) + at, k, call.x_dtype, b.wide);
+        quantize_rows(b.wide, 0, 1, k, k_padded, pair, b.rows + r, q, 0);
     }
     return recpress::kOk;
+}
+
+// Quantise what the layer before left.
+inline void quantize_between(const Call& call, int32_t layer, const Buffers& b, int64_t count) {
+    int64_t k = call.layers[layer].k;
+    float* y = b.y[(layer - 1) & 1];
+    if (call.x_dtype != recpress::kFloat32)
+        for (int64_t r = 0; r < count; r++) round_through(y + r * b.y_stride, k, call.x_dtype, b.halves);
+    int64_t k_padded = call.layers[layer].k_padded;
+    quantize_rows(y, b.y_stride, count, k, k_padded, input_pair(call, layer), b.rows, b.q, b.q_stride);
 }
 
 // The only layer, from canonical weights: each panel is packed into scratch, then used for the whole chunk.
@@ -198,7 +207,9 @@ inline recpress::Status run(const Call& call) {
             }
             if (call.layers[i].kind == recpress::Kind::kFloats)
                 keep_chunk(call, i, first, b, &chunk);
-            else if (auto status = quantize_chunk(call, i, first, b, &chunk))
+            else if (i > 0)
+                quantize_between(call, i, b, count);
+            else if (auto status = quantize_input(call, first, b, count))
                 return status;
             call.canonical ? multiply_canonical(call, b, chunk) : multiply(call.layers[i], chunk);
             if (last && !direct)

@@ -16,6 +16,11 @@ using Bytes = __m256i;
 
 inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+inline __m256i first_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+// The first n < W of them and zeros; no byte behind them is read.
+inline F load(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
 inline F set1(float a) { return {_mm256_set1_ps(a)}; }
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -90,10 +95,7 @@ inline F load_codes(const uint8_t* p, int64_t n) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes))};
 }
 // The first n < W lanes.
-inline void store(float* p, F a, int64_t n) {
-    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(n)), lanes), a.v);
-}
+inline void store(float* p, F a, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
 inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
     int32_t pair;
     std::memcpy(&pair, p, 4);
@@ -157,7 +159,8 @@ inline const Eight& eight(const uint8_t* q) { return *reinterpret_cast<const Eig
 // acc[c] + sum of 4 products.
 inline I gather_dot4(I acc, const uint8_t* q, Bytes places, Bytes w) {
     __m256i product;
-    __asm__("vpbroadcastq %2, %1\n\tvpshufb %3, %1, %1\n\tvpmaddubsw %4, %1, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+    __asm__("vpbroadcastq %2, %1\n\tvpshufb %3, %1, %1\n\tvpmaddubsw %4, %1, %1\n\t"
+            "vpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
             : "+x"(acc.v), "=&x"(product)
             : "m"(eight(q)), "x"(places), "x"(w), "x"(_mm256_set1_epi16(1)));
     return acc;

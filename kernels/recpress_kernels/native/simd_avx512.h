@@ -29,6 +29,11 @@ static inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
     return _mm512_loadu_si512(out);
 }
+static inline __m512 _mm512_maskz_loadu_ps(uint16_t lanes, const float* p) {
+    float out[16];
+    for (int i = 0; i < 16; i++) out[i] = lanes >> i & 1 ? p[i] : 0.0f;
+    return _mm512_loadu_ps(out);
+}
 static inline __m512i _mm512_cvtps_epi32(__m512 a) {
     float in[16];
     int32_t out[16];
@@ -51,6 +56,8 @@ using Bytes = __m512i;
 
 inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+// The first n < W of them and zeros; no byte behind them is read.
+inline F load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(uint16_t((1u << n) - 1), p)}; }
 inline F set1(float a) { return {_mm512_set1_ps(a)}; }
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }

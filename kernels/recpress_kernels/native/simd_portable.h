@@ -21,6 +21,12 @@ struct Bytes { Char16 v; };  // 4 columns of 4 k
 
 inline F load(const float* p) { F a; std::memcpy(&a.v, p, 16); return a; }
 inline void store(float* p, F a) { std::memcpy(p, &a.v, 16); }
+// The first n < W of them and zeros; no byte behind them is read.
+inline F load(const float* p, int64_t n) {
+    F a = {Float4{}};
+    std::memcpy(&a.v, p, size_t(n) * sizeof(float));
+    return a;
+}
 inline F set1(float a) { return {Float4{a, a, a, a}}; }
 inline F operator+(F a, F b) { return {a.v + b.v}; }
 inline F operator-(F a, F b) { return {a.v - b.v}; }

@@ -2,8 +2,8 @@
 //
 // A unit of a panel is 16 k: the kept values int8 [2][16][4] of its first and second 8 k, 4 a column, then their places
 // uint8 [16][4]. The low 4 bits of byte (c, j) say which of the first 8 activations value (0, c, j) meets, the high 4
-// bits which of the second 8 value (1, c, j) meets, each 0 to 7. So the byte is a control of vpshufb as it lies in memory,
-// which reads the lowest 4 bits and bit 7, and again when it is shifted by 4: 12 bytes where a dense panel has 16.
+// which of the second 8 value (1, c, j) meets, each 0 to 7. So the byte is a control of vpshufb, which reads the lowest
+// 4 bits and bit 7, as it lies in memory, and again when it is shifted by 4: 12 bytes where a dense panel has 16.
 #pragma once
 
 #include "chunk.h"
