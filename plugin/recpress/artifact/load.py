@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
-from recpress.artifact.lower import lower, lower_to_gpu
+from recpress.artifact.lower import lower
+from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
 from recpress.errors import ArtifactError
 from recpress_kernels.int8_mlp.choice import Choice
+from recpress_kernels.sparse24_linear.fragments import form
 
 with contextlib.suppress(ImportError):
     import torch.export._trace  # the rest of what a first load imports; private, so it may go
@@ -101,13 +103,18 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
 
         program = move_to_device_pass(program, str(device))
     module = program.module(check_guards=False)
-    kernels, choices = lower(module) if torch.device(device).type == "cpu" else (lower_to_gpu(module), [])
+    kernels, choices = lower(module) if torch.device(device).type == "cpu" else _lower_to_gpu(module, device)
     # Without guards and without export's hooks, which check shapes before every call (200 us): LoadedModel and the
     # server have checked them already. The new module holds the tensors that its graph reads, no others.
     module = torch.fx.GraphModule(module, module.graph)
     model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))
     check_golden(model, folder)
     return model
+
+
+def _lower_to_gpu(module: torch.fx.GraphModule, device: str | torch.device) -> tuple[str, list[Choice]]:
+    device = torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else torch.device(device)
+    return lower_to_gpu(module, torch.cuda.get_device_name(device), form(device))
 
 
 def _program(folder: Path) -> ExportedProgram:

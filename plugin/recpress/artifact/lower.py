@@ -1,8 +1,8 @@
-"""Rewrite a loaded graph for the device at hand.
+"""Rewrite a loaded graph for the CPU at hand.
 
 The artifact holds canonical weights and one op a layer. On a CPU stacks of linear layers become one call each
 (lower_linears.py), and so do look-ups (lower_tables.py); graph nodes that do nothing go: at batch 1 a recommender costs
-its calls. On a GPU rows of weights are padded to whole vectors.
+its calls. For a GPU see lower_gpu.py.
 """
 
 import torch
@@ -32,18 +32,6 @@ def lower(module: GraphModule) -> tuple[str, list[Choice]]:
     module.recompile()
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
     return f"{layers}{looked}; {status.reason}", choices
-
-
-def lower_to_gpu(module: GraphModule) -> str:
-    """Pad the weights' rows in place so that a GPU reads them in whole vectors; a sentence on what runs the layers."""
-    from recpress_kernels.int8_linear.cuda import pad_rows  # triton exists on Linux alone
-
-    layers = linears(module)
-    for weight in {node.args[1] for node in layers}:
-        if weight.op == "get_attr":
-            owner, _, name = weight.target.rpartition(".")
-            setattr(module.get_submodule(owner), name, pad_rows(module.get_buffer(weight.target)))
-    return f"{len(layers)} int8 layers through Triton-language kernels"
 
 
 def drop_identities(module: GraphModule) -> None:

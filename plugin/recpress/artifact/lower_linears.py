@@ -18,8 +18,8 @@ from recpress_kernels.int8_mlp.choice import Choice, choose_stack
 
 _OPS = torch.ops.aten
 _WEIGHT_ONLY = torch.ops.recpress.weight_only_linear.default
-_SPARSE24 = torch.ops.recpress.int8_sparse24_linear.default
-LINEARS = {torch.ops.recpress.int8_linear.default: 2, _WEIGHT_ONLY: 2, _SPARSE24: 3}
+SPARSE24 = torch.ops.recpress.int8_sparse24_linear.default
+LINEARS = {torch.ops.recpress.int8_linear.default: 2, _WEIGHT_ONLY: 2, SPARSE24: 3}
 """The ops of compressed linear layers, and the place of the weights' scale among their arguments."""
 _ACTIVATIONS = {_OPS.relu.default: "relu", _OPS.sigmoid.default: "sigmoid", _OPS.silu.default: "silu"}
 
@@ -153,7 +153,7 @@ def _operands(module: GraphModule, layer: _Layer) -> _Operands:
     if layer.multiplier is not None:
         scale, bias = (None if vector is None else vector * layer.multiplier for vector in (scale, bias))
     pair = tuple(_tensor(module, n) for n in node.args[at + 3 : at + 5])
-    if node.target is _SPARSE24:
+    if node.target is SPARSE24:
         weight = [Sparse24(*weight, int(node.args[0].meta["val"].shape[-1]))]
     return _Operands(weight[0], scale, bias, pair if pair and pair[0] is not None else None)
 

@@ -152,15 +152,15 @@ def bench(context: typer.Context, name: Benchmark) -> None:
 def tune(
     shapes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[M,N,K...]", help="Batch, outputs, inputs of layers; none: the CPU is measured."),
+        typer.Argument(metavar="[M,N,K...]", help="Batch, outputs, inputs of layers; none: 2:4 against dense."),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the table goes; the package's own by default.")] = None,
 ) -> None:
     """Measure on this machine, for loading to choose by: of given shapes int8_linear's configurations on the GPU, else
-    2:4 against dense layers on the CPU."""
-    from recpress.cli.tune import tune_cpu, tune_gpu
+    2:4 against dense layers on the CPU and the GPU."""
+    from recpress.cli.tune import tune_forms, tune_gpu
 
-    tune_gpu(shapes, folder) if shapes else tune_cpu(folder)
+    tune_gpu(shapes, folder) if shapes else tune_forms(folder)
 
 
 @app.command()

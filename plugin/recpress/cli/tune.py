@@ -8,12 +8,18 @@ import typer
 from recpress.errors import MissingDependencyError, SourceError
 
 
-def tune_cpu(folder: Path | None) -> None:
-    """Measure 2:4 and dense layers on every instruction set of this CPU; some minutes, on one thread."""
+def tune_forms(folder: Path | None) -> None:
+    """Measure 2:4 and dense layers on every instruction set of this CPU and, where there is one, on the GPU."""
     from recpress_kernels.int8_mlp import choice, tune
 
     path = choice.path() if folder is None else folder / choice.FILE_NAME
     tune.main(["--table", str(path)])
+    if torch.cuda.is_available():
+        from recpress_kernels.int8_sparse24_linear.tune import seconds_on_gpu
+        from recpress_kernels.int8_sparse24_linear.tune import tune as tune_sparse
+
+        gpu = torch.cuda.get_device_name()
+        choice.write(tune.merged(choice.read(path), list(tune_sparse(gpu, seconds_on_gpu)), gpu), path)
     typer.echo(f"kept in {path}")
 
 

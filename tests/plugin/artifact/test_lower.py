@@ -6,7 +6,8 @@ from support.small import small_inputs, small_model
 from torch import nn
 
 import recpress
-from recpress.artifact.lower import lower, lower_to_gpu
+from recpress.artifact.lower import lower
+from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
 from recpress.layers import Int8Embedding, Int8EmbeddingBag
@@ -14,6 +15,7 @@ from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, loo
 from recpress_kernels.formats.rows import quantize_rows_int8
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_mlp import choice
+from recpress_kernels.support import Support
 
 OP = torch.ops.recpress.embedding_bag_rows.default
 ROWS = (40, 7, 30, 11)
@@ -216,20 +218,41 @@ def test_on_a_gpu_rows_of_weights_are_padded_and_give_the_same_bits(compressed):
     inputs = small_inputs(8)
     module = torch.export.export(compressed.model, inputs).module()
     want = module(*inputs)
-    assert lower_to_gpu(module) == "4 int8 layers through Triton-language kernels"
+    assert lower_to_gpu(module, "a GPU", Support(True, "")) == ("4 int8 layers through Triton-language kernels", [])
     strides = {name: b.stride(0) for name, b in module.named_buffers() if b.dtype == torch.int8}
     assert strides == {"bottom.0.weight": 16, "bottom.2.weight": 16, "top.0.weight": 32, "top.2.weight": 32}
     assert torch.equal(module(*inputs), want)
 
 
-def test_2_4_layers_run_in_the_form_that_is_measured_faster(tmp_path, monkeypatch):
+def pruned_model():
+    """A model of which two in four weights are zero, in int8."""
     model = small_model()
     with torch.no_grad():
         for layer in (*model.bottom, *model.top):
             if isinstance(layer, nn.Linear):
                 layer.weight[:, 2::4] = 0
                 layer.weight[:, 3::4] = 0
-    compressed = recpress.compress(model, recpress.Recipe(linear="int8-24"))
+    return recpress.compress(model, recpress.Recipe(linear="int8-24"))
+
+
+@pytest.mark.parametrize(("faster", "sparse"), [(True, True), (True, False), (False, True)])
+def test_on_a_gpu_2_4_layers_are_put_in_order_or_decompressed_once(monkeypatch, faster, sparse):
+    compressed = pruned_model()
+    monkeypatch.setattr(choice.Table, "judge", lambda _, n, k, *__: choice.Choice(n, k, faster, (16, 16), {1: 1.25}))
+    inputs = small_inputs(8)
+    module = torch.export.export(compressed.model, inputs).module()
+    want = module(*inputs)
+    kernels, choices = lower_to_gpu(module, "a GPU", Support(sparse, "as the test says"))
+    run = 4 if faster and sparse else 0
+    assert f"{run} of 4 2:4 layers as 2:4 (as the test says)" in kernels
+    assert [c.sparse24 for c in choices] == [run == 4] * 4
+    assert calls(module, torch.ops.recpress.int8_sparse24_linear_fragments.default) == run
+    assert calls(module, torch.ops.recpress.int8_linear.default) == 4 - run
+    assert torch.equal(module(*inputs), want)
+
+
+def test_2_4_layers_run_in_the_form_that_is_measured_faster(tmp_path, monkeypatch):
+    compressed = pruned_model()
     assert sum("2:4" in row.scheme for row in compressed.report.rows) == 4
     recpress.export(compressed, tmp_path / "a", example_inputs=small_inputs(8), input_names=("dense", "sparse"))
     dense, sparse = small_inputs(9, seed=4)
