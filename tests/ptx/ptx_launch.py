@@ -13,7 +13,7 @@ from ptx_memory import GlobalMemory
 from ptx_parse import parse
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from recpress_kernels.inspect import Case, build
+from recpress_kernels.inspect import Build, Case, build
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -50,10 +50,13 @@ class Emulated:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *arguments, **named: self._launch((*grid, 1, 1)[:3], arguments, named)
 
+    def warmup(self, *arguments, grid: tuple[int, ...], **named) -> Build:
+        """What a launch with these arguments would compile; nothing runs."""
+        return build(self._case(*self._given(arguments, named)), self.target)
+
     def _launch(self, grid: tuple[int, int, int], arguments: tuple, named: dict) -> None:
         self.launches += 1
-        options = {name: named.pop(name) for name in _OPTIONS if name in named}
-        given = {**dict(zip(self.function.arg_names, arguments, strict=False)), **named}
+        given, options = self._given(arguments, named)
         case = self._case(given, options)
         built = build(case, self.target)
         kernel = parse(self.edit(built.asm["ptx"]))
@@ -76,6 +79,12 @@ class Emulated:
             if name in places:
                 tensor, base = places[name]
                 _storage(tensor)[:] = memory.fetch(base)
+
+    def _given(self, arguments: tuple, named: dict) -> tuple[dict, dict]:
+        """The kernel's arguments by name, and the options of the launch."""
+        options = {name: value for name, value in named.items() if name in _OPTIONS}
+        rest = {name: value for name, value in named.items() if name not in _OPTIONS}
+        return {**dict(zip(self.function.arg_names, arguments, strict=False)), **rest}, options
 
     def _case(self, given: dict, options: dict) -> Case:
         constexprs, signature, aligned = {}, {}, set()

@@ -68,6 +68,11 @@ BUDGETS = (
     Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=[14]", 2.1, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_120", r"4x4 tiles unroll=2", 2.2, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 7.6, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.plain", "sm_(8.|90|120)", r"4x4 tiles unroll=4", 2.15, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_8.", r"4x4 tiles unroll=1", 3.2, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_(90|120)", r"4x4 tiles unroll=1", 2.4, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"1x4 tiles", 4.1, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"1x1 tiles", 7.6, load_widths=_SPARSE),
 )
 
 

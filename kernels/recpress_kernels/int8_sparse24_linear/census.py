@@ -3,7 +3,7 @@
 import triton
 
 from recpress_kernels.inspect.build import Case
-from recpress_kernels.int8_sparse24_linear import kernel
+from recpress_kernels.int8_sparse24_linear import kernel, plain
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
 
 _TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
@@ -13,14 +13,15 @@ _WORDS = {name: "*i32" for name in ("values_ptr", "metadata_ptr", "q_ptr")}
 _QUANTIZED = {"sums_ptr": "*i32", "zero_ptr": "*i32", "out_scale_ptr": "*fp32", "out_zero_ptr": "*i32"}
 
 
-def gemm(config: Config, y: str = "*fp16", *, quantized: bool = False, note: str = "") -> Case:
+def gemm(config: Config, y: str = "*fp16", *, form: str = "gluon", quantized: bool = False, note: str = "") -> Case:
     """A case with bias and relu; ``quantized``: x and y are uint8."""
-    signature = {**_WORDS, **_FLOATS, **_SIZES, **(_QUANTIZED if quantized else {}), "y_ptr": y}
+    words = _WORDS if form == "gluon" else {**_WORDS, "metadata_ptr": "*i8"}
+    signature = {**words, **_FLOATS, **_SIZES, **(_QUANTIZED if quantized else {}), "y_ptr": y}
     absent = {} if quantized else dict.fromkeys(_QUANTIZED)
     blocks = {"TILES_N": config.tiles_n, "TILES_M": config.tiles_m, "UNROLL": config.unroll, "WARPS": config.warps}
     return Case(
-        kernel="int8_sparse24_linear.gemm",
-        function=kernel.gemm_kernel,
+        kernel="int8_sparse24_linear." + ("gemm" if form == "gluon" else "plain"),
+        function=(kernel if form == "gluon" else plain).gemm_kernel,
         signature=signature,
         constexprs={**absent, **blocks, "ACTIVATION": "relu"},
         aligned=frozenset(signature) - {"M", "N", "steps", "tiles"},
@@ -31,12 +32,15 @@ def gemm(config: Config, y: str = "*fp16", *, quantized: bool = False, note: str
 
 
 def cases() -> list[Case]:
-    """The tiles of launch.py, and 4 x 8, which it avoids; none where this triton cannot compile them."""
+    """Some tiles of launch.py in the plain form; where this triton has Gluon, all in it, and 4 x 8, which it avoids."""
+    plain_tiles = (Config(4, 4, 4, 4), Config(4, 4, 1, 4), Config(1, 4, 4, 4), Config(1, 1, 4, 1))
+    found = [gemm(config, form="plain") for config in plain_tiles]
+    found.append(gemm(plain_tiles[0], "*u8", form="plain", quantized=True, note=" uint8"))
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
-        return []
+        return found
     tiles = [Config(4, 4, unroll, 4) for unroll in (4, 2, 1)]
     tiles += [Config(4, 2, 4, 4), Config(4, 1, 4, 4), Config(2, 4, 4, 4), Config(1, 4, 4, 4), Config(1, 1, 4, 1)]
-    found = [gemm(config) for config in tiles]
+    found += [gemm(config) for config in tiles]
     found.append(gemm(tiles[0], "*u8", quantized=True, note=" uint8"))
     found.append(gemm(Config(4, 8, 1, 4), note=" avoided"))
     return found

@@ -6,8 +6,9 @@ from torch import Tensor
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
 from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
-from recpress_kernels.int8_sparse24_linear import kernel
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+from recpress_kernels.int8_sparse24_linear import kernel, plain
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, grid, supports
+from recpress_kernels.int8_sparse24_linear.layouts import Checked
 
 
 def int8_sparse24_linear(
@@ -46,9 +47,12 @@ def int8_sparse24_linear(
         q, row_scale, zero, sums = _padded(x, steps * STEP), x_scale, x_zero_point, weight.sums
     else:
         q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
-    kernel.gemm_kernel[grid(config, m, n)](
+    gemm, metadata = kernel.gemm_kernel, weight.metadata
+    if form(device_facts(x.device)) == "plain":
+        gemm, metadata = Checked(plain.gemm_kernel), metadata.view(torch.int8)
+    gemm[grid(config, m, n)](
         weight.values,
-        weight.metadata,
+        metadata,
         sums,
         q.view(torch.int32),
         row_scale,

@@ -6,6 +6,7 @@ should run 2:4 at all is not asked here: public figures have it slower than dens
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.support import Support
@@ -39,6 +40,11 @@ WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
 
 
+def form(device: Device) -> Literal["gluon", "plain"]:
+    """Which form of the kernel a device that ``supports`` allows takes: both give the same bits."""
+    return "gluon" if device.triton >= GLUON_TRITON else "plain"
+
+
 def supports(device: Device) -> Support:
     """Whether the sparse kernel runs on ``device``, and which form it takes or why not."""
     dense = "unpack the weight and run it dense"
@@ -46,9 +52,10 @@ def supports(device: Device) -> Support:
         return Support(False, f"mma.sp is an instruction of NVIDIA GPUs and this is a HIP device: {dense}")
     if device.capability < 80:
         return Support(False, f"sparse tensor cores begin with sm_80 and this is sm_{device.capability}: {dense}")
-    if device.triton < GLUON_TRITON:
+    if form(device) == "plain":
         given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
-        return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
+        why = f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}"
+        return Support(True, f"mma.sp through the plain Triton language, its layout asserted: {why}")
     return Support(True, "mma.sp through Gluon, operands in registers")
 
 

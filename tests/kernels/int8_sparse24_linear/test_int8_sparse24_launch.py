@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, supports
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, grid, supports
 
 A100 = Device("cuda", 80, 108, (3, 9))
 
@@ -15,7 +15,6 @@ A100 = Device("cuda", 80, 108, (3, 9))
     [
         (Device("hip", 0, 304, (3, 9)), "HIP"),
         (Device("cuda", 75, 40, (3, 9)), "sm_75"),
-        (Device("cuda", 80, 108, (3, 8)), "3.9 on and this is 3.8"),
     ],
 )
 def test_what_cannot_run_says_why_and_what_to_do(device, reason):
@@ -24,7 +23,11 @@ def test_what_cannot_run_says_why_and_what_to_do(device, reason):
 
 
 def test_what_can_run_says_how():
-    assert supports(A100) and "Gluon" in supports(A100).reason
+    assert supports(A100) and "through Gluon" in supports(A100).reason and form(A100) == "gluon"
+    for version in ((3, 7), (3, 8)):
+        older = Device("cuda", 90, 132, version)
+        assert supports(older) and f"3.9 on and this is 3.{version[1]}" in supports(older).reason
+        assert "plain Triton language" in supports(older).reason and form(older) == "plain"
 
 
 def test_every_choice_fits_and_covers_the_shape():
