@@ -24,6 +24,7 @@ _TYPES = {
     torch.int32: "*i32",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_BUILDS: dict[tuple[str, str], Build] = {}
 
 
 class Emulated:
@@ -52,13 +53,13 @@ class Emulated:
 
     def warmup(self, *arguments, grid: tuple[int, ...], **named) -> Build:
         """What a launch with these arguments would compile; nothing runs."""
-        return build(self._case(*self._given(arguments, named)), self.target)
+        return _built(self._case(*self._given(arguments, named)), self.target)
 
     def _launch(self, grid: tuple[int, int, int], arguments: tuple, named: dict) -> None:
         self.launches += 1
         given, options = self._given(arguments, named)
         case = self._case(given, options)
-        built = build(case, self.target)
+        built = _built(case, self.target)
         kernel = parse(self.edit(built.asm["ptx"]))
         memory = GlobalMemory()
         places: dict[str, tuple[torch.Tensor, int]] = {}
@@ -111,6 +112,16 @@ class Emulated:
             num_warps=options.get("num_warps", 4),
             num_stages=options.get("num_stages", 3),
         )
+
+
+def _built(case: Case, target: str) -> Build:
+    """build(), which takes some 0.4 s even where triton's cache holds the kernel, once for what is launched often."""
+    key = repr(case), target
+    if key not in _BUILDS:
+        if len(_BUILDS) >= 64:
+            _BUILDS.clear()
+        _BUILDS[key] = build(case, target)
+    return _BUILDS[key]
 
 
 def _descriptor(value: TensorDescriptor, widths: list[str]) -> list[int]:

@@ -69,8 +69,7 @@ def test_ragged_batches_on_every_target(emulate, target, m):
     [
         (Config(1, 1, 1, 1), 4, 1),
         (Config(1, 2, 2, 1), 128, 17),
-        (Config(2, 4, 1, 2), 60, 100),
-        (Config(4, 2, 2, 1), 128, 70),
+        (Config(4, 2, 1, 2), 60, 130),
         (Config(4, 4, 4, 4), 512, 300),
     ],
     ids=str,
@@ -114,10 +113,9 @@ def test_rows_that_are_not_finite_give_nan_alone(emulate):
 
 
 @pytest.mark.skipif(INSTALLED < GLUON_TRITON, reason="Gluon of this triton has no threadwise inline asm")
-@pytest.mark.parametrize("activation", ["none", "gelu_tanh"])
-def test_both_forms_give_the_same_bits(emulate, monkeypatch, activation):
+def test_both_forms_give_the_same_bits(emulate, monkeypatch):
     emulate()
-    o, weight = layer(9, 128, 70, activation=activation)
+    o, weight = layer(9, 128, 70, activation="gelu_tanh")
     given = run(o, weight, Config(1, 2, 2, 1))
     monkeypatch.setattr(kernel, "gemm_kernel", Emulated(GLUON, ("y_ptr",)))
     monkeypatch.setattr(cuda, "device_facts", lambda device: Device("cuda", 80, 108, (3, 9)))
