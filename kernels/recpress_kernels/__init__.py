@@ -5,6 +5,8 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
 * ``int8_mlp``: a stack of such layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
+* ``sparse24_linear``: a linear layer on 2:4 weights in float16 or bfloat16;
+* ``int8_sparse24_linear_fragments``, ``sparse24_linear_fragments``: 2:4 weights packed for a GPU's sparse tensor cores;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``.
 
@@ -24,6 +26,9 @@ if find_spec("torch") is not None:
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
+    from recpress_kernels.int8_sparse24_linear.fragments import int8_sparse24_linear_fragments
+    from recpress_kernels.sparse24_linear.fragments import sparse24_linear_fragments
+    from recpress_kernels.sparse24_linear.op import sparse24_linear
 
 __all__ = [
     "IndexBoundsError",
@@ -36,8 +41,11 @@ __all__ = [
     "int8_linear_packed",
     "int8_mlp",
     "int8_mlp_packed",
+    "int8_sparse24_linear_fragments",
     "look_up_rows",
     "pack",
     "pack_stack",
+    "sparse24_linear",
+    "sparse24_linear_fragments",
     "unpack",
 ]

@@ -6,30 +6,12 @@ In CUDA graphs, so that what Python and the launch cost does not count. Nothing 
 import pytest
 import torch
 from support.int8_linear_oracle import operands
+from support.timing import seconds
 
 from recpress_kernels.int8_linear import cuda
 
 LAYERS = ((479, 1024), (1024, 1024), (1024, 512), (256, 1), (13, 512), (512, 256))
 BATCHES = (1, 16, 64, 256, 1024, 4096)
-
-
-def seconds(call) -> float:
-    """Median over replays of a graph of 20 calls, of one call."""
-    for _ in range(3):
-        call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            call()
-    times = []
-    for _ in range(30):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 20_000)
-    return sorted(times)[len(times) // 2]
 
 
 def peers(m: int, k: int, n: int) -> dict:

@@ -25,6 +25,12 @@ class Instructions:
             ]
             self._write(instruction.operands[0], np.ascontiguousarray(function(*pairs)).view(np.uint64))
             return
+        if kind in ("f16", "bf16") and "f32" in instruction.modifiers:  # sm_120: 16-bit factors, or the first summand
+            *narrow, last = instruction.operands[1:]
+            halves = [self._read(operand, kind) for operand in narrow]
+            wide = [scalar.bf16_to_f32(half) if kind == "bf16" else half.astype(np.float32) for half in halves]
+            self._write(instruction.operands[0], np.asarray(function(*wide, self._read(last, "f32"))))
+            return
         values = [self._read(operand, kind) for operand in instruction.operands[1:]]
         if kind in ("f16x2", "bf16x2"):
             function = scalar.packed(function, kind)

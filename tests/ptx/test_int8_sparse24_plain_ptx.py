@@ -4,8 +4,6 @@ Runs under every triton from 3.7 on. The layout that the form rests on is assert
 otherwise compute wrong numbers here, and the assertion refuses each.
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +12,7 @@ import triton
 import triton.language as tl
 from ptx_launch import Emulated
 from support.int8_linear_oracle import Operands, expected, operands
+from support.ptx_edits import broken
 from support.sparse24_oracle import canonical, dense
 
 from recpress_kernels.errors import KernelInputError
@@ -174,15 +173,6 @@ def test_every_variant_is_checked_once(emulate, monkeypatch):
         o, weight = layer(m, k, 17)
         same(run(o, weight, Config(1, 1, 1, 1)), expected(o))
     assert checked == [1, 1]
-
-
-def broken(pattern: str, replacement: str) -> Callable[[str], str]:
-    def edit(text: str) -> str:
-        edited = re.sub(pattern, replacement, text, count=1)
-        assert edited != text, "the edit found nothing to change"
-        return edited
-
-    return edit
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ Everything but the launch itself runs as on a GPU: cuda.py chooses, allocates an
 broken on purpose: each defect must show.
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,14 +11,16 @@ import torch
 import triton
 from ptx_launch import Emulated
 from support.int8_linear_oracle import Operands, expected, operands
+from support.ptx_edits import broken
 from support.sparse24_oracle import canonical, dense
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight, pack
 from recpress_kernels.int8_linear import kernel as int8_kernel
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear import cuda, kernel
+from recpress_kernels.int8_sparse24_linear import cuda, fragments, kernel
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
+from recpress_kernels.support import Support
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
     pytest.skip("Gluon of this triton has no threadwise inline asm", allow_module_level=True)
@@ -70,7 +70,7 @@ def test_ragged_batches_on_every_target(emulate, target, m):
 def test_tiles(emulate, config, k, n):
     emulate()
     o, weight = layer(35, k, n, bias=False)
-    if -(-n // 16) < config.tiles_n * config.warps or -(-k // 64) % config.unroll:
+    if -(-n // 16) < config.tiles_n * config.warps:
         with pytest.raises(KernelInputError, match="there are"):
             run(o, weight, config)
     else:
@@ -132,13 +132,16 @@ def test_a_device_without_the_instruction_is_refused(emulate, monkeypatch):
         run(*layer(3, 64, 17))
 
 
-def broken(pattern: str, replacement: str) -> Callable[[str], str]:
-    def edit(text: str) -> str:
-        edited = re.sub(pattern, replacement, text, count=1)
-        assert edited != text, "the edit found nothing to change"
-        return edited
-
-    return edit
+def test_the_op_on_fragments_runs_the_kernel_where_the_device_has_it(emulate, monkeypatch):
+    emulate()
+    o, weight = layer(6, 132, 40, activation="relu")
+    given = (o.x.view(2, 3, 132), *weight.operands(), *o.all()[2:])
+    monkeypatch.setattr(fragments, "form", lambda *_: Support(False, "no sparse tensor core"))
+    same(fragments._cuda(*given), expected(o).view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 0
+    monkeypatch.setattr(fragments, "form", lambda *_: Support(True, ""))
+    same(fragments._cuda(*given), expected(o).view(2, 3, 40))
+    assert kernel.gemm_kernel.launches == 1
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,17 @@ def test_threads_diverge_and_meet_again():
     assert given.tolist() == [10, 10, 9, 7, 4] + [100] * 27
 
 
+@pytest.mark.parametrize(("kind", "half"), [("f16", 0x3E00), ("bf16", 0x3FC0)])  # 1.5
+@pytest.mark.parametrize(
+    ("opcode", "operands", "wanted"),
+    [("add.rn.f32", "%rs1, %r1", 1.75), ("sub.rn.f32", "%rs1, %r1", 1.25), ("fma.rn.f32", "%rs1, %rs1, %r1", 2.5)],
+)
+def test_arithmetic_of_a_half_and_a_float(kind, half, opcode, operands, wanted):
+    body = f"mov.b16 %rs1, {half};\nmov.b32 %r1, 0f3E800000;\n{opcode}.{kind} %r2, {operands};\n"
+    body += lane_address(10, 0, 4) + "st.global.b32 [%rd10], %r2;"
+    assert (execute(body, out=np.zeros(32, np.float32)) == wanted).all()
+
+
 def test_shuffles():
     body = "shfl.sync.bfly.b32 %r1, %r0, 3, 31, -1;\nshfl.sync.up.b32 %r2|%p1, %r0, 1, 0, -1;\n"
     body += "shl.b32 %r2, %r2, 8;\nor.b32 %r1, %r1, %r2;\nselp.b32 %r3, 65536, 0, %p1;\nor.b32 %r1, %r1, %r3;\n"

@@ -11,7 +11,7 @@ AWKWARD_M = (1, 3, 17, 33)
 AWKWARD_K = (1, 13, 64, 130, 479)
 AWKWARD_N = (1, 7, 17, 64)
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
     "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
@@ -90,7 +90,7 @@ def expected(o: Operands) -> Tensor:
     """The output of the op."""
     q, scale = quantize(o)
     y = reference.accumulate(q, o.weight).float() * scale[:, None] * o.weight_scale
-    y = _ACTIVATIONS[o.activation](y if o.bias is None else y + o.bias)
+    y = ACTIVATIONS[o.activation](y if o.bias is None else y + o.bias)
     if o.out_scale is not None:
         return (torch.round(y / o.out_scale) + o.out_zero_point).clamp(0, 127).to(torch.uint8)
     return y.to(torch.float32 if o.x.dtype == torch.uint8 else o.x.dtype)

@@ -49,6 +49,15 @@ class FragmentWeight:
         shape = (self.out_features, self.in_features, self.dtype, self.layout)
         return FragmentWeight(self.values.to(device), self.metadata.to(device), sums, *shape)
 
+    def operands(self) -> tuple:
+        """What the ops on fragments take after x: values, metadata, sums of int8, and how many outputs.
+
+        16-bit values are viewed as what they are, so that an op can tell float16 from bfloat16.
+        """
+        if self.dtype == torch.int8:
+            return self.values, self.metadata, self.sums, self.out_features
+        return self.values.view(self.dtype), self.metadata, self.out_features
+
 
 def mma_k(dtype: torch.dtype) -> int:
     """How many inputs one mma.sp takes on values of ``dtype``."""
@@ -61,7 +70,7 @@ def pack(values: Tensor, indices: Tensor) -> FragmentWeight:
     Raises:
         KernelInputError: operands are not the canonical form, or a nibble does not name two places in rising order.
     """
-    nibbles = _checked_nibbles(values, indices)
+    nibbles = checked_nibbles(values, indices)
     (n, kept), k = values.shape, 2 * values.shape[1]
     tiles, steps = -(-n // ROWS), -(-k // STEP)
     padded = torch.zeros(tiles * ROWS, steps * STEP // 2, dtype=values.dtype, device=values.device)
@@ -131,13 +140,19 @@ def metadata_words(nibbles: Tensor, dtype: torch.dtype) -> Tensor:
 
 def check(weight: FragmentWeight) -> None:
     """Raises KernelInputError where a buffer is of another order or version, or contradicts itself."""
+    if found := problem(weight):
+        raise KernelInputError(found)
+
+
+def problem(weight: FragmentWeight) -> str:
+    """What keeps a buffer from being of this order and version; empty where nothing does."""
     if weight.layout != LAYOUT:
-        raise KernelInputError(
+        return (
             f"packed 2:4 weight has layout {weight.layout!r}; this build reads {LAYOUT!r}: "
             "pack the canonical weight again"
         )
     if weight.dtype not in VALUE_DTYPES:
-        raise KernelInputError(f"packed 2:4 weight is of {weight.dtype}; allowed are int8, float16 and bfloat16")
+        return f"packed 2:4 weight is of {weight.dtype}; allowed are int8, float16 and bfloat16"
     tiles, steps = -(-weight.out_features // ROWS), -(-weight.in_features // STEP)
     wanted = {
         "values": (steps * STEP // mma_k(weight.dtype), tiles, 32, 4),
@@ -146,14 +161,21 @@ def check(weight: FragmentWeight) -> None:
     }
     for name, shape in wanted.items():
         given = getattr(weight, name)
-        if (given is None) != (shape is None) or (
-            given is not None and (given.dtype != torch.int32 or tuple(given.shape) != shape)
-        ):
-            found = "None" if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
-            raise KernelInputError(
-                f"packed 2:4 weight [{weight.out_features}, {weight.in_features}] of {weight.dtype}: {name} is "
-                f"{found}; allowed is int32 {shape}: pack the canonical weight again"
-            )
+        if given is None and shape is None:
+            continue
+        if given is None or shape is None:
+            found = "None" if given is None else "given"
+        elif given.dtype != torch.int32 or tuple(given.shape) != shape or not given.is_contiguous():
+            order = "" if given.is_contiguous() else " and not contiguous"
+            found = f"{given.dtype} of shape {tuple(given.shape)}{order}"
+        else:
+            continue
+        allowed = "None" if shape is None else f"contiguous int32 {shape}"
+        return (
+            f"packed 2:4 weight [{weight.out_features}, {weight.in_features}] of {weight.dtype}: {name} is "
+            f"{found}; allowed is {allowed}: pack the canonical weight again"
+        )
+    return ""
 
 
 def _transpose_groups(groups: Tensor) -> Tensor:
@@ -162,8 +184,12 @@ def _transpose_groups(groups: Tensor) -> Tensor:
     return squares.transpose(2, 3).reshape(groups.shape)
 
 
-def _checked_nibbles(values: Tensor, indices: Tensor) -> Tensor:
-    """Nibbles uint8 ``[out, in / 4]`` of canonical operands."""
+def checked_nibbles(values: Tensor, indices: Tensor) -> Tensor:
+    """Nibbles uint8 ``[out, in / 4]`` of canonical operands.
+
+    Raises:
+        KernelInputError: operands are not the canonical form, or a nibble does not name two places in rising order.
+    """
     if values.dtype not in VALUE_DTYPES or values.dim() != 2 or values.shape[1] % 2 or not values.numel():
         raise KernelInputError(
             f"values is {values.dtype} of shape {tuple(values.shape)}; give int8, float16 or bfloat16 [out, in / 2] "

@@ -57,8 +57,9 @@ def all_cases() -> list[Case]:
     """The cases of every op of this package."""
     from recpress_kernels.int8_linear import census as int8_linear
     from recpress_kernels.int8_sparse24_linear import census as int8_sparse24_linear
+    from recpress_kernels.sparse24_linear import census as sparse24_linear
 
-    return [*int8_linear.cases(), *int8_sparse24_linear.cases()]
+    return [*int8_linear.cases(), *int8_sparse24_linear.cases(), *sparse24_linear.cases()]
 
 
 def census(cases: Iterable[Case], targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Row]:

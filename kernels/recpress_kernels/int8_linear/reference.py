@@ -32,7 +32,7 @@ from torch.nn import functional
 from recpress_kernels.errors import KernelInputError
 
 ACTIVATION_QMAX = 127
-_FUNCTIONS = {
+FUNCTIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
     "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
@@ -93,7 +93,7 @@ def accumulate(q: Tensor, weight: Tensor) -> Tensor:
 def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """``activation((acc * scale) * weight_scale + bias)``, float32 ``[M, N]``; acc is int32, scale is ``[M]``."""
     y = acc.float() * scale[:, None] * weight_scale
-    return _FUNCTIONS[activation](y if bias is None else y + bias.float())
+    return FUNCTIONS[activation](y if bias is None else y + bias.float())
 
 
 def quantize_output(y: Tensor, out_scale: Tensor, out_zero_point: Tensor) -> Tensor:

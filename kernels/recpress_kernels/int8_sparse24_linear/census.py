@@ -4,16 +4,18 @@ import triton
 
 from recpress_kernels.inspect.build import Case
 from recpress_kernels.int8_sparse24_linear import kernel, plain
-from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
+from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, MAX_TILES_M, UNROLL, WIDTHS, Config
 
 _TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
-_SIZES = {name: "i32" for name in ("M", "N", "steps", "tiles", "stride_qm")}
+_SIZES = {name: "i32" for name in ("M", "N", "rounds", "tiles", "stride_qm")}
 _FLOATS = {name: "*fp32" for name in ("row_scale_ptr", "w_scale_ptr", "bias_ptr")}
 _WORDS = {name: "*i32" for name in ("values_ptr", "metadata_ptr", "q_ptr")}
 _QUANTIZED = {"sums_ptr": "*i32", "zero_ptr": "*i32", "out_scale_ptr": "*fp32", "out_zero_ptr": "*i32"}
 
 
-def gemm(config: Config, y: str = "*fp16", *, form: str = "gluon", quantized: bool = False, note: str = "") -> Case:
+def gemm(
+    config: Config, y: str = "*fp16", *, form: str = "gluon", quantized: bool = False, rest: int = 0, note: str = ""
+) -> Case:
     """A case with bias and relu; ``quantized``: x and y are uint8."""
     words = _WORDS if form == "gluon" else {**_WORDS, "metadata_ptr": "*i8"}
     signature = {**words, **_FLOATS, **_SIZES, **(_QUANTIZED if quantized else {}), "y_ptr": y}
@@ -23,24 +25,30 @@ def gemm(config: Config, y: str = "*fp16", *, form: str = "gluon", quantized: bo
         kernel="int8_sparse24_linear." + ("gemm" if form == "gluon" else "plain"),
         function=(kernel if form == "gluon" else plain).gemm_kernel,
         signature=signature,
-        constexprs={**absent, **blocks, "ACTIVATION": "relu"},
-        aligned=frozenset(signature) - {"M", "N", "steps", "tiles"},
+        constexprs={**absent, **blocks, "REST": rest, "ACTIVATION": "relu"},
+        aligned=frozenset(signature) - {"M", "N", "rounds", "tiles"},
         num_warps=config.warps,
         targets=_TARGETS,
         config=f"{config}{note}",
     )
 
 
+def compiles() -> bool:
+    """Whether this triton has what these kernels are written with."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= GLUON_TRITON
+
+
 def cases() -> list[Case]:
-    """Some tiles of launch.py in the plain form; where this triton has Gluon, all in it, and 4 x 8, which it avoids."""
-    plain_tiles = (Config(4, 4, 4, 4), Config(4, 4, 1, 4), Config(1, 4, 4, 4), Config(1, 1, 4, 1))
-    found = [gemm(config, form="plain") for config in plain_tiles]
-    found.append(gemm(plain_tiles[0], "*u8", form="plain", quantized=True, note=" uint8"))
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
+    """The tiles of launch.py, and 4 x 8, which it avoids; in the plain form alone where this triton has no Gluon."""
+    large, *smaller = (Config(tiles, MAX_TILES_M, UNROLL, warps) for tiles, warps in WIDTHS[:3])
+    single = Config(1, 1, UNROLL, 1)
+    found = [gemm(large, form="plain", rest=rest, note=f" rest={rest}") for rest in (0, UNROLL - 1)]
+    found += [gemm(config, form="plain") for config in (smaller[-1], single)]
+    found.append(gemm(large, "*u8", form="plain", quantized=True, note=" uint8"))
+    if not compiles():
         return found
-    tiles = [Config(4, 4, unroll, 4) for unroll in (4, 2, 1)]
-    tiles += [Config(4, 2, 4, 4), Config(4, 1, 4, 4), Config(2, 4, 4, 4), Config(1, 4, 4, 4), Config(1, 1, 4, 1)]
-    found += [gemm(config) for config in tiles]
-    found.append(gemm(tiles[0], "*u8", quantized=True, note=" uint8"))
+    found += [gemm(large, rest=rest, note=f" rest={rest}") for rest in range(UNROLL)]
+    found += [gemm(config) for config in (*smaller, Config(4, 2, UNROLL, 4), Config(4, 1, UNROLL, 4), single)]
+    found.append(gemm(large, "*u8", quantized=True, note=" uint8"))
     found.append(gemm(Config(4, 8, 1, 4), note=" avoided"))
     return found

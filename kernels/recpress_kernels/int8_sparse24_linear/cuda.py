@@ -1,14 +1,18 @@
 """int8_sparse24_linear on a GPU: allocate, launch what launch.py chose. Nothing waits for the stream."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
 from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
+from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.int8_sparse24_linear import kernel, plain
 from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, grid, supports
 from recpress_kernels.int8_sparse24_linear.layouts import Checked
+from recpress_kernels.support import Support
 
 
 def int8_sparse24_linear(
@@ -34,13 +38,14 @@ def int8_sparse24_linear(
     Raises:
         KernelInputError: the weight is not int8 in this order, or the device or configuration cannot run it.
     """
-    _check(x, weight)
+    check_operands("int8_sparse24_linear", x, weight, torch.int8)
     (m, k), n = x.shape, weight.out_features
     dtype = torch.uint8 if out_scale is not None else torch.float32 if x.dtype == torch.uint8 else x.dtype
     y = torch.empty(m, n, dtype=dtype, device=x.device)
     if m == 0:
         return y
-    config = _config(config, m, n, k, x.device)
+    facts = runnable("int8_sparse24_linear", supports, config, n, x.device)
+    config = config or choose(m, n, k, facts)
     steps, tiles = weight.values.shape[:2]
     sums = zero = None
     if x.dtype == torch.uint8:
@@ -48,7 +53,7 @@ def int8_sparse24_linear(
     else:
         q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
     gemm, metadata = kernel.gemm_kernel, weight.metadata
-    if form(device_facts(x.device)) == "plain":
+    if form(facts) == "plain":
         gemm, metadata = Checked(plain.gemm_kernel), metadata.view(torch.int8)
     gemm[grid(config, m, n)](
         weight.values,
@@ -64,9 +69,10 @@ def int8_sparse24_linear(
         y,
         m,
         n,
-        steps,
+        steps // config.unroll,
         tiles,
         q.stride(0) // 4,
+        REST=steps % config.unroll,
         ACTIVATION=activation,
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
@@ -78,26 +84,36 @@ def int8_sparse24_linear(
     return y
 
 
-def _check(x: Tensor, weight: FragmentWeight) -> None:
+def check_operands(op: str, x: Tensor, weight: FragmentWeight, dtype: torch.dtype) -> None:
+    """Check that ``x`` and a weight of ``dtype`` belong together; K may end inside the weight's last group of four.
+
+    Raises:
+        KernelInputError: they do not.
+    """
     check(weight)
-    if weight.dtype != torch.int8:
-        raise KernelInputError(f"int8_sparse24_linear: weight is of {weight.dtype}; give one packed from int8 values")
-    if x.dim() != 2 or x.shape[1] != weight.in_features or x.device != weight.values.device:
+    if weight.dtype != dtype:
+        raise KernelInputError(f"{op}: weight is of {weight.dtype}; give one packed from {dtype} values")
+    padded = -(-x.shape[-1] // 4) * 4
+    if x.dim() != 2 or padded != weight.in_features or x.device != weight.values.device:
         raise KernelInputError(
-            f"int8_sparse24_linear: x has shape {tuple(x.shape)} on {x.device}; the weight takes "
+            f"{op}: x has shape {tuple(x.shape)} on {x.device}; the weight takes "
             f"[M, {weight.in_features}] on {weight.values.device}"
         )
 
 
-def _config(config: Config | None, m: int, n: int, k: int, device: torch.device) -> Config:
+def runnable(
+    op: str, supports: Callable[[Device], Support], config: Config | None, n: int, device: torch.device
+) -> Device:
+    """What launch.py asks about ``device``, once it is known to run the kernel, in ``config`` if that is given.
+
+    Raises:
+        KernelInputError: it does not.
+    """
     facts = device_facts(device)
-    if not (support := supports(facts)):
-        raise KernelInputError(f"int8_sparse24_linear: {support.reason}")
-    if config is None:
-        return choose(m, n, k, facts)
-    if not (support := fits(config, n, k)):
-        raise KernelInputError(f"int8_sparse24_linear: {support.reason}")
-    return config
+    for support in (supports(facts), config is None or fits(config, n)):
+        if not support:
+            raise KernelInputError(f"{op}: {support.reason}")
+    return facts
 
 
 def _padded(x: Tensor, k: int) -> Tensor:

@@ -14,8 +14,8 @@ from recpress_kernels.sparse24_linear.blocks import (
     accumulator_layout,
     activate,
     clamp_round,
-    lane_words_layout,
-    products_s8,
+    lane_offsets,
+    multiply,
     x_layout,
 )
 
@@ -35,9 +35,10 @@ def gemm_kernel(
     y_ptr,  # [M, N] contiguous
     M,
     N,
-    steps,  # of 64 inputs, a multiple of UNROLL
+    rounds,  # of UNROLL steps
     tiles,  # of 16 outputs, at least TILES_N * WARPS
     stride_qm,  # in words
+    REST: gl.constexpr,  # steps of 64 inputs after the rounds
     ACTIVATION: gl.constexpr,
     TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: gl.constexpr,  # tiles of 8 rows of x
@@ -47,27 +48,25 @@ def gemm_kernel(
     # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
     # and no load of a weight needs a mask.
     tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
-    values = lane_offsets(TILES_N, 4, WARPS)
-    metadata = lane_offsets(TILES_N, 1, WARPS)
-    w_at = values_ptr + tile * 128
-    s_at = metadata_ptr + tile * 32
+    w_at = values_ptr + tile * 128 + lane_offsets(TILES_N, 4, WARPS)
+    s_at = metadata_ptr + tile * 32 + lane_offsets(TILES_N, 1, WARPS)
+    w_step, s_step = tiles * 128, tiles * 32
     first_row = gl.program_id(1) * (8 * TILES_M)
-    XL: gl.constexpr = x_layout(4, WARPS)
+    XL: gl.constexpr = x_layout("s8", TILES_M, WARPS)
     row = gl.minimum(first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(1, XL)), M - 1)
     word = gl.arange(0, 16, gl.SliceLayout(0, XL))
     q_at = q_ptr + row.to(gl.int64)[:, None] * stride_qm + word[None, :]
 
     ACC: gl.constexpr = accumulator_layout(WARPS)
     acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.int32, ACC)
-    for _step in range(0, steps, UNROLL):
-        for _ in gl.static_range(UNROLL):
-            w = gl.load(w_at + values)
-            s = gl.load(s_at + metadata)
-            q = gl.load(q_at)
-            acc = gl.inline_asm(products_s8, ("=&r", "r", "r", "r", "r"), [w, s, q, acc], acc.type, is_pure=True)
-            w_at += tiles * 128
-            s_at += tiles * 32
-            q_at += 16
+    for _round in range(0, rounds):
+        for i in gl.static_range(UNROLL):
+            acc = _step(w_at + i * w_step, s_at + i * s_step, q_at + 16 * i, acc)
+        w_at += UNROLL * w_step
+        s_at += UNROLL * s_step
+        q_at += 16 * UNROLL
+    for i in gl.static_range(REST):
+        acc = _step(w_at + i * w_step, s_at + i * s_step, q_at + 16 * i, acc)
 
     n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
     m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
@@ -91,9 +90,5 @@ def gemm_kernel(
 
 
 @gluon.jit
-def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
-    """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""
-    LAYOUT: gl.constexpr = lane_words_layout(ROWS, WORDS, WARPS)
-    WIDTH: gl.constexpr = 32 * WORDS * WARPS
-    rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    return rows[:, None] * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))[None, :]
+def _step(w_at, s_at, q_at, acc):
+    return multiply(gl.load(w_at), gl.load(s_at), gl.load(q_at), acc, "s8", 0)

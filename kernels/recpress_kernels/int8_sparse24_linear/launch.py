@@ -21,7 +21,7 @@ GLUON_TRITON = (3, 9)
 class Config:
     """One program of ``warps`` computes ``16 * tiles_n * warps`` outputs of ``8 * tiles_m`` rows of x.
 
-    ``unroll`` steps of 64 inputs go through the loop at once.
+    ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it.
     """
 
     tiles_n: int
@@ -38,45 +38,54 @@ class Config:
 # no registers to unroll with) and are not chosen.
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
+UNROLL = 4
 
 
 def form(device: Device) -> Literal["gluon", "plain"]:
-    """Which form of the kernel a device that ``supports`` allows takes: both give the same bits."""
-    return "gluon" if device.triton >= GLUON_TRITON else "plain"
+    """Which form of the kernel a device that :func:`supports` allows takes: both give the same bits."""
+    return "gluon" if gluon(device) else "plain"
 
 
 def supports(device: Device) -> Support:
     """Whether the sparse kernel runs on ``device``, and which form it takes or why not."""
+    found = gluon(device)
+    if found or device.backend == "hip" or device.capability < 80:
+        return found
+    why = f"Gluon has threadwise inline asm from triton {_dotted(GLUON_TRITON)} on and this is {_dotted(device.triton)}"
+    return Support(True, f"mma.sp through the plain Triton language, its layout asserted: {why}")
+
+
+def gluon(device: Device) -> Support:
+    """Whether kernels on sparse tensor cores that are written in Gluon run on ``device``, or why not."""
     dense = "unpack the weight and run it dense"
     if device.backend == "hip":
         return Support(False, f"mma.sp is an instruction of NVIDIA GPUs and this is a HIP device: {dense}")
     if device.capability < 80:
         return Support(False, f"sparse tensor cores begin with sm_80 and this is sm_{device.capability}: {dense}")
-    if form(device) == "plain":
-        given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
-        why = f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}"
-        return Support(True, f"mma.sp through the plain Triton language, its layout asserted: {why}")
+    if device.triton < GLUON_TRITON:
+        given, wanted = _dotted(device.triton), _dotted(GLUON_TRITON)
+        return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
     return Support(True, "mma.sp through Gluon, operands in registers")
 
 
-def fits(config: Config, n: int, k: int) -> Support:
-    """Whether a configuration can run on a weight ``[n, k]``."""
-    tiles, steps = -(-n // ROWS), -(-k // STEP)
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def fits(config: Config, n: int) -> Support:
+    """Whether a configuration can run on a weight of ``n`` outputs."""
+    tiles = -(-n // ROWS)
     if config.tiles_n * config.warps > tiles:
         return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
-    if steps % config.unroll:
-        return Support(False, f"{config} takes steps of 64 inputs {config.unroll} at a time and there are {steps}")
     return Support(True, str(config))
 
 
 @functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device) -> Config:
     """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
-    steps = -(-k // STEP)
-    unroll = next(u for u in (4, 2, 1) if steps % u == 0)
     tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
-    possible = [Config(tiles, tiles_m, unroll, warps) for tiles, warps in WIDTHS]
-    possible = [config for config in possible if fits(config, n, k)]
+    possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
+    possible = [config for config in possible if fits(config, n)]
     return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
 
 

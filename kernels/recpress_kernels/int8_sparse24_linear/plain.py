@@ -35,9 +35,10 @@ def gemm_kernel(
     y_ptr,  # [M, N] contiguous
     M,
     N,
-    steps,  # of 64 inputs, a multiple of UNROLL
+    rounds,  # of UNROLL steps
     tiles,  # of 16 outputs, at least TILES_N * WARPS
     stride_qm,  # in words, a multiple of 4
+    REST: tl.constexpr,  # steps of 64 inputs after the rounds
     ACTIVATION: tl.constexpr,
     TILES_N: tl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: tl.constexpr,  # tiles of 8 rows of x
@@ -50,6 +51,7 @@ def gemm_kernel(
     words = lane[:, None] * 4 + four[None, :]
     w_at = values_ptr + tile * 128
     s_at = metadata_ptr + tile * 128
+    step = tiles * 128  # words of values, and as many bytes of metadata
     first_row = tl.program_id(1) * (8 * TILES_M)
     stride = stride_qm // 4 * 4  # rows begin at multiples of 16 bytes: said so that the compiler sees it
     q_at = ()
@@ -60,12 +62,16 @@ def gemm_kernel(
     for _ in tl.static_range(TILES_N * TILES_M):
         acc += (tl.zeros([32 * WARPS, 4], tl.int32),)
 
-    for _step in range(0, steps, UNROLL):
-        for u in tl.static_range(UNROLL):
-            acc = _products(acc, w_at, s_at, words, q_at, u, TILES_N, TILES_M, WARPS)
-            w_at += tiles * 128
-            s_at += tiles * 128
+    for _round in range(0, rounds):
+        for i in tl.static_range(UNROLL):
+            acc = _step(acc, w_at, s_at, words, q_at, i, TILES_N, TILES_M, WARPS)
+            w_at += step
+            s_at += step
         q_at = _advance(q_at, 16 * UNROLL)
+    for i in tl.static_range(REST):
+        acc = _step(acc, w_at, s_at, words, q_at, i, TILES_N, TILES_M, WARPS)
+        w_at += step
+        s_at += step
 
     for j in tl.static_range(TILES_M):
         rm = first_row + 8 * j + tl.arange(0, 8)
@@ -84,18 +90,19 @@ def gemm_kernel(
 
 
 @triton.jit
-def _products(
-    acc, w_at, s_at, words, q_at, u: tl.constexpr, TILES_N: tl.constexpr, TILES_M: tl.constexpr, WARPS: tl.constexpr
+def _step(
+    acc, w_at, s_at, words, q_at, i: tl.constexpr, TILES_N: tl.constexpr, TILES_M: tl.constexpr, WARPS: tl.constexpr
 ):
+    """The sums of all tiles after one more step of 64 inputs, the ``i``-th from ``q_at`` on."""
     q = ()
     for j in tl.static_range(TILES_M):
-        q += (tl.load(q_at[j] + 16 * u),)
+        q += (tl.load(q_at[j] + 16 * i),)
     added = ()
-    for i in tl.static_range(TILES_N):
-        w = tl.load(w_at + (words + i * WARPS * 128))
-        s = tl.load(s_at + (words + i * WARPS * 128))
-        for j in tl.static_range(TILES_M):
-            operands = [w, s, q[j], acc[i * TILES_M + j]]
+    for n in tl.static_range(TILES_N):
+        w = tl.load(w_at + (words + n * WARPS * 128))
+        s = tl.load(s_at + (words + n * WARPS * 128))
+        for m in tl.static_range(TILES_M):
+            operands = [w, s, q[m], acc[n * TILES_M + m]]
             added += (tl.inline_asm_elementwise(PRODUCT, CONSTRAINTS, operands, tl.int32, is_pure=True, pack=4),)
     return added
 

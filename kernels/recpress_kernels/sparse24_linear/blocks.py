@@ -15,27 +15,35 @@ clamp_round = gluon.jit(dense.clamp_round.fn)
 
 
 @gluon.constexpr_function
-def products(kind, selector, outputs, inputs):
-    """All products of a warp on ``kind`` s8, f16 or bf16: its tiles of W, one after another, with its tiles of x.
+def products(kind, selector, tiles_n, tiles_m):
+    """The text of all products of a warp: its tiles of W, one after another, with its tiles of x.
 
-    Registers come a tile after another, four each; the accumulator's with the tiles of x varying first.
+    ``kind`` is s8, fp16 or bf16. Registers are numbered from the sums on: those, W, one of metadata a tile, x, and the
+    sums so far; four a tile, the sums' with the tiles of x varying first. ``selector`` says which lanes of each four
+    hold the metadata: of 16 bits 0 or 1, of s8 0.
     """
-    shape = "m16n8k64.row.col.s32.s8.s8.s32" if kind == "s8" else f"m16n8k32.row.col.f32.{kind}.{kind}.f32"
-    (d,) = outputs
-    a, metadata, b, c = inputs
-    across = len(b) // 4
+    short = {"s8": "s8", "fp16": "f16", "bf16": "bf16"}[kind]
+    shape = "m16n8k64.row.col.s32.s8.s8.s32" if kind == "s8" else f"m16n8k32.row.col.f32.{short}.{short}.f32"
+    w = 4 * tiles_n * tiles_m
+    metadata = w + 4 * tiles_n
+    x = metadata + tiles_n
+    acc = x + 4 * tiles_m
     lines = []
-    for tile in range(len(a) // 4 * across):
-        row, column = tile // across, tile % across
-        four = (d[4 * tile :], a[4 * row :], b[4 * column :], c[4 * tile :])
-        operands = ", ".join("{" + ", ".join(registers[:4]) + "}" for registers in four)
-        lines.append(f"mma.sp::ordered_metadata.sync.aligned.{shape} {operands}, {metadata[row]}, {selector};")
+    for tile in range(tiles_n * tiles_m):
+        row, column = tile // tiles_m, tile % tiles_m
+        starts = (4 * tile, w + 4 * row, x + 4 * column, acc + 4 * tile)
+        operands = ", ".join("{" + ", ".join(f"${start + i}" for i in range(4)) + "}" for start in starts)
+        lines.append(f"mma.sp::ordered_metadata.sync.aligned.{shape} {operands}, ${metadata + row}, {selector};")
     return "\n".join(lines)
 
 
-@gluon.constexpr_function
-def products_s8(outputs, inputs):
-    return products("s8", 0, outputs, inputs)
+@gluon.jit
+def multiply(w, metadata, x, acc, KIND: gl.constexpr, SELECTOR: gl.constexpr):
+    """``acc`` + the products of one mma.sp a tile; operands as int32 words in the layouts below."""
+    C: gl.constexpr = "r" if KIND == "s8" else "f"
+    text: gl.constexpr = products(KIND, SELECTOR, w.shape[0], x.shape[0] // 8)
+    # Early clobber: the first products' sums must not overwrite what the last ones read.
+    return gl.inline_asm(text, ("=&" + C, "r", "r", "r", C), [w, metadata, x, acc], acc.type, is_pure=True)
 
 
 @gluon.constexpr_function
@@ -51,9 +59,22 @@ def lane_words_layout(rows, words, warps):
 
 
 @gluon.constexpr_function
-def x_layout(words, warps):
-    """``[8 n, 16]`` words of x: lane 4 g + t holds ``words`` at a time of rows g + 8 i, in every warp the same.
+def x_layout(kind, tiles, warps):
+    """``[8 tiles, 16]`` words of x, four a lane: lane 4 g + t holds of rows g + 8 i, in every warp the same,
 
-    Warps lie along the words, of which there are not enough for two: so they repeat each other.
+    of s8 words ``4 t + r``, which lie together; of 16 bits words ``t + 4 r``.
     """
-    return gl.BlockedLayout([1, words], [8, 4], [1, warps], [1, 0])
+    together, apart = [[0, 1], [0, 2]], [[0, 4], [0, 8]]
+    words, lanes = (together, apart) if kind == "s8" else (apart, together)
+    rows = [[8 << i, 0] for i in range(tiles.bit_length() - 1)]
+    warp = [[0, 0] for _ in range(warps.bit_length() - 1)]
+    return gl.DistributedLinearLayout(words + rows, [*lanes, [1, 0], [2, 0], [4, 0]], warp, [], [8 * tiles, 16])
+
+
+@gluon.jit
+def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
+    """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""
+    LAYOUT: gl.constexpr = lane_words_layout(ROWS, WORDS, WARPS)
+    WIDTH: gl.constexpr = 32 * WORDS * WARPS
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
+    return rows[:, None] * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))[None, :]

@@ -35,6 +35,8 @@ ROW_KEYS = [
 def test_every_row_is_within_its_budget(target):
     rows = [asdict(row) for row in census(all_cases(), [target])]
     assert complaints(rows, targets=target) == []
+    sparse = {row["kernel"]: row["mma"] for row in rows if "sparse24" in row["kernel"]}
+    assert sparse in ({}, {"int8_sparse24_linear.gemm": "IMMA.SP.16864", "sparse24_linear.gemm": "HMMA.SP.16832"})
 
 
 @pytest.mark.parametrize("target", ["sm_86", "sm_89", "sm_100", "sm_120", "gfx942"])
