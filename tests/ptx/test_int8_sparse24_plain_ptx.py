@@ -1,6 +1,6 @@
-"""The plain-language form of int8_sparse24_linear as compiled: its PTX, executed, gives the reference's integers.
+"""The forms of int8_sparse24_linear in the plain language as compiled: their PTX, executed, gives the reference's bits.
 
-Runs under every triton from 3.7 on. The layout that the form rests on is asserted before a launch: kernels that lie
+Runs under every triton from 3.7 on. The layout that mma.sp rests on is asserted before a launch: kernels that lie
 otherwise compute wrong numbers here, and the assertion refuses each.
 """
 
@@ -19,10 +19,11 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight, pack
 from recpress_kernels.int8_linear import kernel as int8_kernel
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear import cuda, kernel, layouts, plain
+from recpress_kernels.int8_sparse24_linear import cuda, decompress, kernel, layouts, plain
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
 
-PLAIN, GLUON, QUANTIZE = plain.gemm_kernel, kernel.gemm_kernel, int8_kernel.quantize_rows_kernel
+PLAIN, GLUON, DECOMPRESS = plain.gemm_kernel, kernel.gemm_kernel, decompress.gemm_kernel
+QUANTIZE = int8_kernel.quantize_rows_kernel
 CONSTRAINTS, PRODUCT = plain.CONSTRAINTS, plain.PRODUCT
 INSTALLED = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
@@ -77,6 +78,18 @@ def test_tiles(emulate, config, k, n):
     emulate()
     o, weight = layer(35, k, n, bias=False)
     same(run(o, weight, config), expected(o))
+
+
+@pytest.mark.parametrize(("m", "k", "order"), [(20, 132, "backward"), (35, 60, "forward")])
+def test_the_form_without_sparse_tensor_cores(monkeypatch, emulate, m, k, order):
+    emulate()
+    monkeypatch.setattr(cuda, "device_facts", lambda device: Device("hip", 0, 4, (3, 9)))
+    monkeypatch.setattr(decompress, "gemm_kernel", Emulated(DECOMPRESS, ("y_ptr",), order=order))
+    o, weight = layer(m, k, 70, dtype=torch.float16, activation="relu")
+    same(run(o, weight), expected(o))
+    weight.metadata[0, 0, 5] ^= 1
+    assert not torch.equal(run(o, weight), expected(o))
+    assert decompress.gemm_kernel.launches == 2
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])

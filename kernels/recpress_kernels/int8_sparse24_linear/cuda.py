@@ -9,7 +9,7 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
 from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear import kernel, plain
+from recpress_kernels.int8_sparse24_linear import decompress, kernel, plain
 from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, grid, supports
 from recpress_kernels.int8_sparse24_linear.layouts import Checked
 from recpress_kernels.support import Support
@@ -52,9 +52,7 @@ def int8_sparse24_linear(
         q, row_scale, zero, sums = _padded(x, steps * STEP), x_scale, x_zero_point, weight.sums
     else:
         q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
-    gemm, metadata = kernel.gemm_kernel, weight.metadata
-    if form(facts) == "plain":
-        gemm, metadata = Checked(plain.gemm_kernel), metadata.view(torch.int8)
+    gemm, metadata = _kernel(facts, weight.metadata)
     gemm[grid(config, m, n)](
         weight.values,
         metadata,
@@ -82,6 +80,16 @@ def int8_sparse24_linear(
         enable_fp_fusion=False,
     )
     return y
+
+
+def _kernel(facts: Device, metadata: Tensor) -> tuple[object, Tensor]:
+    """The kernel in the form that a device takes, and the metadata as that reads them: words, or their bytes."""
+    match form(facts):
+        case "gluon":
+            return kernel.gemm_kernel, metadata
+        case "plain":
+            return Checked(plain.gemm_kernel), metadata.view(torch.int8)
+    return decompress.gemm_kernel, metadata.view(torch.int8)
 
 
 def check_operands(op: str, x: Tensor, weight: FragmentWeight, dtype: torch.dtype) -> None:

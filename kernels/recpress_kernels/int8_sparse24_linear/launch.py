@@ -39,18 +39,28 @@ class Config:
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
 UNROLL = 4
+# Of the form that multiplies dense; a dot takes 16 rows at least. With 64 rows the expansion is shared by the most.
+DENSE_WIDTHS = ((1, 4), (1, 2), (1, 1))
+DENSE_TILES_M = (2, 4, 8)
 
 
-def form(device: Device) -> Literal["gluon", "plain"]:
-    """Which form of the kernel a device that :func:`supports` allows takes: both give the same bits."""
+def form(device: Device) -> Literal["gluon", "plain", "decompress"]:
+    """Which form of the kernel a device that :func:`supports` allows takes: all give the same bits."""
+    if device.backend == "hip":
+        return "decompress"
     return "gluon" if gluon(device) else "plain"
 
 
 def supports(device: Device) -> Support:
-    """Whether the sparse kernel runs on ``device``, and which form it takes or why not."""
+    """Whether a kernel runs on ``device``, and which form it takes or why not."""
     found = gluon(device)
-    if found or device.backend == "hip" or device.capability < 80:
+    if found:
         return found
+    if device.backend == "hip":
+        why = "mma.sp is an instruction of NVIDIA GPUs and this is a HIP device"
+        return Support(True, f"expanded in registers and multiplied dense, which saves traffic alone: {why}")
+    if device.capability < 80:
+        return Support(False, f"triton compiles no int8 dot for sm_{device.capability}: {found.reason}")
     why = f"Gluon has threadwise inline asm from triton {_dotted(GLUON_TRITON)} on and this is {_dotted(device.triton)}"
     return Support(True, f"mma.sp through the plain Triton language, its layout asserted: {why}")
 
@@ -83,8 +93,12 @@ def fits(config: Config, n: int) -> Support:
 @functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device) -> Config:
     """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
-    tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
-    possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
+    wanted = 1 << (-(-m // COLUMNS) - 1).bit_length()
+    if form(device) == "decompress":
+        tiles_m = next((tiles for tiles in DENSE_TILES_M if tiles >= wanted), DENSE_TILES_M[-1])
+        possible = [Config(tiles, tiles_m, 1, warps) for tiles, warps in DENSE_WIDTHS]
+    else:
+        possible = [Config(tiles, min(MAX_TILES_M, wanted), UNROLL, warps) for tiles, warps in WIDTHS]
     possible = [config for config in possible if fits(config, n)]
     return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
 
