@@ -11,9 +11,10 @@ import torch
 from ptx_machine import Machine, Order
 from ptx_memory import GlobalMemory
 from ptx_parse import parse
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from recpress_kernels.inspect import Build, Case, build
+from recpress_kernels.inspect.build import Case, compiled
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -24,7 +25,6 @@ _TYPES = {
     torch.int32: "*i32",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-_BUILDS: dict[tuple[str, str], Build] = {}
 
 
 class Emulated:
@@ -51,16 +51,16 @@ class Emulated:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *arguments, **named: self._launch((*grid, 1, 1)[:3], arguments, named)
 
-    def warmup(self, *arguments, grid: tuple[int, ...], **named) -> Build:
+    def warmup(self, *arguments, grid: tuple[int, ...], **named) -> CompiledKernel:
         """What a launch with these arguments would compile; nothing runs."""
-        return _built(self._case(*self._given(arguments, named)), self.target)
+        return compiled(self._case(*self._given(arguments, named)), self.target)
 
     def _launch(self, grid: tuple[int, int, int], arguments: tuple, named: dict) -> None:
         self.launches += 1
         given, options = self._given(arguments, named)
         case = self._case(given, options)
-        built = _built(case, self.target)
-        kernel = parse(self.edit(built.asm["ptx"]))
+        made = compiled(case, self.target)
+        kernel = parse(self.edit(made.asm["ptx"]))
         memory = GlobalMemory()
         places: dict[str, tuple[torch.Tensor, int]] = {}
         parameters: list[int] = []
@@ -75,7 +75,7 @@ class Emulated:
                 parameters.append(value)
             if isinstance(value, TensorDescriptor):
                 parameters += _descriptor(value, kernel.parameters[len(parameters) :])
-        Machine(kernel, memory, parameters, grid, built.shared_bytes).run(self.order)
+        Machine(kernel, memory, parameters, grid, made.metadata.shared).run(self.order)
         for name in self.writes:
             if name in places:
                 tensor, base = places[name]
@@ -112,16 +112,6 @@ class Emulated:
             num_warps=options.get("num_warps", 4),
             num_stages=options.get("num_stages", 3),
         )
-
-
-def _built(case: Case, target: str) -> Build:
-    """build(), which takes some 0.4 s even where triton's cache holds the kernel, once for what is launched often."""
-    key = repr(case), target
-    if key not in _BUILDS:
-        if len(_BUILDS) >= 64:
-            _BUILDS.clear()
-        _BUILDS[key] = build(case, target)
-    return _BUILDS[key]
 
 
 def _descriptor(value: TensorDescriptor, widths: list[str]) -> list[int]:

@@ -178,6 +178,12 @@ def test_what_comes_out_wrong_is_refused_before_it_runs(shape, warps, right):
     assert products.launches == right
 
 
+def test_x_through_shared_memory_is_refused(emulate):
+    emulate()
+    with pytest.raises(KernelInputError, match="stages=3 and form plain; give stages=0"):
+        run(*layer(3, 64, 17), Config(1, 1, 1, 1, stages=3))
+
+
 def test_every_variant_is_checked_once(emulate, monkeypatch):
     emulate()
     checked = []

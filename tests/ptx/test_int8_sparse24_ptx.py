@@ -63,10 +63,8 @@ def test_ragged_batches_on_every_target(emulate, target, m):
     same(run(o, weight), expected(o))
 
 
-@pytest.mark.parametrize(("k", "n"), [(4, 1), (60, 17), (128, 300), (512, 256)])
-@pytest.mark.parametrize(
-    "config", [SMALL, Config(1, 2, 2, 1), Config(2, 4, 1, 2), Config(4, 4, 2, 4), LARGE, Config(4, 8, 1, 4)], ids=str
-)
+@pytest.mark.parametrize(("k", "n"), [(4, 1), (60, 17), (320, 300)])
+@pytest.mark.parametrize("config", [SMALL, Config(2, 4, 1, 2), LARGE, Config(4, 8, 1, 4, stages=3)], ids=str)
 def test_tiles(emulate, config, k, n):
     emulate()
     o, weight = layer(35, k, n, bias=False)

@@ -4,6 +4,8 @@ Everything but the launch itself runs as on a GPU: cuda.py chooses, allocates an
 broken on purpose: each defect must show.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -17,6 +19,7 @@ from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.int8_sparse24_linear import cuda as int8_cuda
 from recpress_kernels.int8_sparse24_linear.launch import GLUON_TRITON, Config
 from recpress_kernels.sparse24_linear import cuda, fragments, kernel
+from recpress_kernels.sparse24_linear.launch import STAGED
 from recpress_kernels.support import Support
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON:
@@ -24,6 +27,7 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < GLUON_TRITON
 
 FUNCTION = kernel.gemm_kernel
 DTYPES = (torch.float16, torch.bfloat16)
+SMALL_STAGED = Config(1, 4, 1, 2, stages=3)
 
 
 @pytest.fixture
@@ -76,10 +80,31 @@ def test_tiles(emulate, config, k, n):
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_any_order_of_warps(emulate, order):
+@pytest.mark.parametrize("config", [Config(2, 2, 4, 4), SMALL_STAGED], ids=str)
+def test_any_order_of_warps(emulate, order, config):
     emulate(order=order)
-    o = half_layer(9, 256, 300, torch.bfloat16, whole=True)
-    same(run(o, Config(2, 2, 4, 4)), o.truth().to(torch.bfloat16))
+    o = half_layer(9, 320, 300, torch.bfloat16, whole=True)
+    same(run(o, config), o.truth().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"])
+def test_x_through_shared_memory_on_every_target(emulate, target):
+    emulate(target=target)
+    o = half_layer(67, 260, 270, torch.float16, whole=True, activation="relu")
+    same(run(o, STAGED), o.truth().half())
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(1, 3), (2, 3), (3, 3), (7, 3), (1, 2), (5, 2), (2, 4)])
+def test_any_number_of_steps_through_any_number_of_places(emulate, steps, stages):
+    emulate()
+    o = half_layer(9, 64 * steps, 40, torch.float16, whole=True)
+    same(run(o, replace(SMALL_STAGED, stages=stages)), o.truth().half())
+
+
+def test_one_place_is_refused(emulate):
+    emulate()
+    with pytest.raises(KernelInputError, match="2 and more"):
+        run(half_layer(9, 64, 40, torch.float16), replace(SMALL_STAGED, stages=1))
 
 
 def test_x_that_is_a_view_and_a_float32_bias(emulate):
@@ -146,13 +171,28 @@ def test_a_defect_in_the_kernel_shows(emulate, defect):
     assert not torch.equal(run(o, Config(1, 2, 2, 1)), o.truth().half())
 
 
-@pytest.mark.parametrize("lane", [4, 5, 6, 7])
-@pytest.mark.parametrize("bit", [0, 3, 17])
+@pytest.mark.parametrize(
+    ("defect", "order"),
+    [
+        ((r"cp\.async\.wait_group\s+1;", ""), "in step"),
+        ((r"cp\.async\.wait_group\s+1;", "cp.async.wait_group 2;"), "in step"),
+        ((r"bar\.sync\s+0;", "", 0), "forward"),
+        ((r"(ldmatrix\S*\s+\{\s*)(%r\d+), (%r\d+)", r"\1\3, \2"), "in step"),
+    ],
+    ids=["no wait", "a wait for one group too few", "no barrier", "ldmatrix registers swapped"],
+)
+def test_a_defect_on_the_way_through_shared_memory_shows(emulate, defect, order):
+    emulate(edit=broken(*defect), order=order)
+    o = half_layer(35, 320, 64, torch.float16, whole=True)
+    assert not torch.equal(run(o, SMALL_STAGED), o.truth().half())
+
+
+@pytest.mark.parametrize(("lane", "bit"), [(4, 0), (5, 17), (6, 3), (7, 31)])  # of both products, of both rows
 def test_a_flipped_bit_of_metadata_shows(emulate, lane, bit):
     emulate()
     o = half_layer(9, 64, 16, torch.float16, whole=True)
     weight = pack(o.values, o.indices)
-    weight.metadata[0, 0, lane] ^= 1 << bit
+    weight.metadata[0, 0, lane] ^= -(1 << 31) if bit == 31 else 1 << bit
     try:
         given = run(o, weight=weight)
     except AssertionError as refused:

@@ -52,7 +52,7 @@ def int8_sparse24_linear(
         q, row_scale, zero, sums = _padded(x, steps * STEP), x_scale, x_zero_point, weight.sums
     else:
         q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
-    gemm, metadata = _kernel(facts, weight.metadata)
+    gemm, metadata = _kernel(facts, config, weight.metadata)
     gemm[grid(config, m, n)](
         weight.values,
         metadata,
@@ -75,6 +75,7 @@ def int8_sparse24_linear(
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
         UNROLL=config.unroll,
+        STAGES=config.stages,
         WARPS=config.warps,
         num_warps=config.warps,
         enable_fp_fusion=False,
@@ -82,13 +83,14 @@ def int8_sparse24_linear(
     return y
 
 
-def _kernel(facts: Device, metadata: Tensor) -> tuple[object, Tensor]:
+def _kernel(facts: Device, config: Config, metadata: Tensor) -> tuple[object, Tensor]:
     """The kernel in the form that a device takes, and the metadata as that reads them: words, or their bytes."""
-    match form(facts):
-        case "gluon":
-            return kernel.gemm_kernel, metadata
-        case "plain":
-            return Checked(plain.gemm_kernel), metadata.view(torch.int8)
+    if form(facts) == "gluon":
+        return kernel.gemm_kernel, metadata
+    if config.stages:
+        raise KernelInputError(f"int8_sparse24_linear: {config} and form {form(facts)}; give stages=0, or use Gluon")
+    if form(facts) == "plain":
+        return Checked(plain.gemm_kernel), metadata.view(torch.int8)
     return decompress.gemm_kernel, metadata.view(torch.int8)
 
 

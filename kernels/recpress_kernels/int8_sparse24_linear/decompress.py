@@ -35,6 +35,7 @@ def gemm_kernel(
     TILES_N: tl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: tl.constexpr,  # tiles of 8 rows of x, at least 2
     UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,  # 0: x goes to registers
     WARPS: tl.constexpr,
 ):
     TILES: tl.constexpr = TILES_N * WARPS

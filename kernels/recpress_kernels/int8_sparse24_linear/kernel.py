@@ -14,10 +14,8 @@ from recpress_kernels.sparse24_linear.blocks import (
     accumulator_layout,
     activate,
     clamp_round,
-    lane_offsets,
-    multiply,
-    x_layout,
 )
+from recpress_kernels.sparse24_linear.sums import sums
 
 
 @gluon.jit
@@ -43,31 +41,32 @@ def gemm_kernel(
     TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: gl.constexpr,  # tiles of 8 rows of x
     UNROLL: gl.constexpr,
+    STAGES: gl.constexpr,  # of x in shared memory, or 0: x goes to registers
     WARPS: gl.constexpr,
 ):
     # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
     # and no load of a weight needs a mask.
     tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
-    w_at = values_ptr + tile * 128 + lane_offsets(TILES_N, 4, WARPS)
-    s_at = metadata_ptr + tile * 32 + lane_offsets(TILES_N, 1, WARPS)
-    w_step, s_step = tiles * 128, tiles * 32
     first_row = gl.program_id(1) * (8 * TILES_M)
-    XL: gl.constexpr = x_layout("s8", TILES_M, WARPS)
-    row = gl.minimum(first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(1, XL)), M - 1)
-    word = gl.arange(0, 16, gl.SliceLayout(0, XL))
-    q_at = q_ptr + row.to(gl.int64)[:, None] * stride_qm + word[None, :]
-
+    acc = sums(
+        values_ptr,
+        metadata_ptr,
+        q_ptr,
+        M,
+        first_row,
+        tile,
+        tiles,
+        rounds,
+        stride_qm,
+        "s8",
+        REST,
+        TILES_N,
+        TILES_M,
+        UNROLL,
+        STAGES,
+        WARPS,
+    )
     ACC: gl.constexpr = accumulator_layout(WARPS)
-    acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.int32, ACC)
-    for _round in range(0, rounds):
-        for i in gl.static_range(UNROLL):
-            acc = _step(w_at + i * w_step, s_at + i * s_step, q_at + 16 * i, acc)
-        w_at += UNROLL * w_step
-        s_at += UNROLL * s_step
-        q_at += 16 * UNROLL
-    for i in gl.static_range(REST):
-        acc = _step(w_at + i * w_step, s_at + i * s_step, q_at + 16 * i, acc)
-
     n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
     m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
     n_in, m_in = n < N, m < M
@@ -87,8 +86,3 @@ def gemm_kernel(
         y = clamp_round(y, -out_zero, 127.0 - out_zero).to(gl.float32) + out_zero
     at = y_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
     gl.store(at, y.to(y_ptr.dtype.element_ty), mask=n_in[:, None] & m_in[None, :])
-
-
-@gluon.jit
-def _step(w_at, s_at, q_at, acc):
-    return multiply(gl.load(w_at), gl.load(s_at), gl.load(q_at), acc, "s8", 0)

@@ -21,21 +21,24 @@ GLUON_TRITON = (3, 9)
 class Config:
     """One program of ``warps`` computes ``16 * tiles_n * warps`` outputs of ``8 * tiles_m`` rows of x.
 
-    ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it.
+    ``unroll`` steps of 64 inputs go through the loop at once; what is left over follows it. With ``stages`` x goes
+    through so many places in shared memory, step by step, where all warps read it; else each loads it into registers.
     """
 
     tiles_n: int
     tiles_m: int
     unroll: int
     warps: int
+    stages: int = 0
 
     def __str__(self) -> str:
-        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}"
+        staged = f" stages={self.stages}" if self.stages else ""
+        return f"{self.tiles_n}x{self.tiles_m} tiles unroll={self.unroll} warps={self.warps}{staged}"
 
 
 # Tiles of outputs a warp and warps, walked in order: the first that has enough blocks is taken, or else the last that
-# fits. 4 x 4 tiles take 2.05 instructions an IMMA.SP on sm_80, 2 x 4 take 2.9; 4 x 8 take 3.2 (their accumulators leave
-# no registers to unroll with) and are not chosen.
+# fits. 4 x 4 tiles take 2.05 to 2.4 instructions an IMMA.SP on sm_80, 2 x 4 take 2.6. Not chosen are 4 x 8, of which
+# one step takes 3.2 and two spill where one is left over, and x through shared memory, which takes 2.75.
 WIDTHS = ((4, 4), (2, 4), (1, 4), (1, 2), (1, 1))
 MAX_TILES_M = 4
 UNROLL = 4
@@ -87,6 +90,8 @@ def fits(config: Config, n: int) -> Support:
     tiles = -(-n // ROWS)
     if config.tiles_n * config.warps > tiles:
         return Support(False, f"{config} takes {config.tiles_n * config.warps} tiles of outputs and there are {tiles}")
+    if config.stages == 1:
+        return Support(False, f"{config} has one place for x in shared memory; give 2 and more, or 0 to use none")
     return Support(True, str(config))
 
 
@@ -100,7 +105,7 @@ def choose(m: int, n: int, k: int, device: Device) -> Config:
     else:
         possible = [Config(tiles, min(MAX_TILES_M, wanted), UNROLL, warps) for tiles, warps in WIDTHS]
     possible = [config for config in possible if fits(config, n)]
-    return next((c for c in possible if _blocks(c, m, n) >= device.processors), possible[-1])
+    return next((c for c in possible if blocks(c, m, n) >= device.processors), possible[-1])
 
 
 def grid(config: Config, m: int, n: int) -> tuple[int, int]:
@@ -108,6 +113,7 @@ def grid(config: Config, m: int, n: int) -> tuple[int, int]:
     return -(-n // (ROWS * config.tiles_n * config.warps)), -(-m // (COLUMNS * config.tiles_m))
 
 
-def _blocks(config: Config, m: int, n: int) -> int:
+def blocks(config: Config, m: int, n: int) -> int:
+    """How many programs run."""
     blocks_n, blocks_m = grid(config, m, n)
     return blocks_n * blocks_m

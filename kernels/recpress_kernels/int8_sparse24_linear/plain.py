@@ -43,6 +43,7 @@ def gemm_kernel(
     TILES_N: tl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: tl.constexpr,  # tiles of 8 rows of x
     UNROLL: tl.constexpr,
+    STAGES: tl.constexpr,  # 0: x goes to registers
     WARPS: tl.constexpr,
 ):
     # As in kernel.py: the last block begins early, so that no load of a weight needs a mask.

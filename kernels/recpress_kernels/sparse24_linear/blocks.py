@@ -71,6 +71,19 @@ def x_layout(kind, tiles, warps):
     return gl.DistributedLinearLayout(words + rows, [*lanes, [1, 0], [2, 0], [4, 0]], warp, [], [8 * tiles, 16])
 
 
+@gluon.constexpr_function
+def copy_layout(words, warps):
+    """``[rows, words]`` of x as it is copied: 16 bytes a lane, whole rows of ``words`` a warp."""
+    lanes = words // 4
+    return gl.BlockedLayout([1, 4], [32 // lanes, lanes], [warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def staged_layout(words):
+    """Rows of x in shared memory, their 16-byte pieces exchanged so that eight rows meet all banks."""
+    return gl.SwizzledSharedLayout(4, 32 // words, words // 4, [1, 0])
+
+
 @gluon.jit
 def lane_offsets(ROWS: gl.constexpr, WORDS: gl.constexpr, WARPS: gl.constexpr):
     """Offsets ``[ROWS, 32 * WORDS * WARPS]`` of words that lie a tile after another, a warp's one a row."""

@@ -4,7 +4,7 @@ from recpress_kernels.inspect.build import Case
 from recpress_kernels.int8_sparse24_linear.census import compiles
 from recpress_kernels.int8_sparse24_linear.launch import MAX_TILES_M, WIDTHS, Config
 from recpress_kernels.sparse24_linear import kernel
-from recpress_kernels.sparse24_linear.launch import unrolled
+from recpress_kernels.sparse24_linear.launch import STAGED, unrolled
 
 _TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 _SIZES = {name: "i32" for name in ("M", "N", "rounds", "tiles", "stride_xm")}
@@ -19,7 +19,7 @@ def gemm(config: Config, kind: str = "fp16", *, rest: int = 0, note: str = "") -
         kernel="sparse24_linear.gemm",
         function=kernel.gemm_kernel,
         signature=signature,
-        constexprs={**blocks, "REST": rest, "KIND": kind, "ACTIVATION": "relu"},
+        constexprs={**blocks, "REST": rest, "STAGES": config.stages, "KIND": kind, "ACTIVATION": "relu"},
         aligned=frozenset(signature) - {"M", "N", "rounds", "tiles"},
         num_warps=config.warps,
         targets=_TARGETS,
@@ -32,5 +32,5 @@ def cases() -> list[Case]:
     if not compiles():
         return []
     large, *smaller = (unrolled(Config(tiles, MAX_TILES_M, 4, warps)) for tiles, warps in WIDTHS[:3])
-    found = [gemm(large), gemm(large, "bf16"), gemm(large, rest=1, note=" rest=1")]
+    found = [gemm(STAGED), gemm(STAGED, "bf16"), gemm(large), gemm(large, rest=1, note=" rest=1")]
     return found + [gemm(config) for config in (*smaller, Config(4, 1, 4, 4), Config(1, 1, 4, 1))]

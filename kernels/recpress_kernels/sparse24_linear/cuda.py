@@ -57,6 +57,7 @@ def sparse24_linear(
         TILES_N=config.tiles_n,
         TILES_M=config.tiles_m,
         UNROLL=config.unroll,
+        STAGES=config.stages,
         WARPS=config.warps,
         num_warps=config.warps,
         enable_fp_fusion=False,

@@ -9,7 +9,8 @@ Imports triton alone; compiles under triton 3.9 and later, where Gluon has threa
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from recpress_kernels.sparse24_linear.blocks import accumulator_layout, activate, lane_offsets, multiply, x_layout
+from recpress_kernels.sparse24_linear.blocks import accumulator_layout, activate
+from recpress_kernels.sparse24_linear.sums import sums
 
 
 @gluon.jit
@@ -30,31 +31,32 @@ def gemm_kernel(
     TILES_N: gl.constexpr,  # tiles of 16 outputs a warp
     TILES_M: gl.constexpr,  # tiles of 8 rows of x
     UNROLL: gl.constexpr,
+    STAGES: gl.constexpr,  # of x in shared memory, or 0: x goes to registers
     WARPS: gl.constexpr,
 ):
     # The last block begins early instead of ending past the edge: it computes some outputs again, to the same bits,
     # and no load of a weight needs a mask.
     tile = gl.minimum(gl.program_id(0) * (TILES_N * WARPS), tiles - TILES_N * WARPS)
-    w_at = values_ptr + tile * 128 + lane_offsets(TILES_N, 4, WARPS)
-    s_at = metadata_ptr + tile * 32 + lane_offsets(TILES_N, 1, WARPS)
-    w_half, s_step = tiles * 128, tiles * 32
     first_row = gl.program_id(1) * (8 * TILES_M)
-    XL: gl.constexpr = x_layout(KIND, TILES_M, WARPS)
-    row = gl.minimum(first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(1, XL)), M - 1)
-    word = gl.arange(0, 16, gl.SliceLayout(0, XL))
-    x_at = x_ptr + row.to(gl.int64)[:, None] * stride_xm + word[None, :]
-
+    acc = sums(
+        values_ptr,
+        metadata_ptr,
+        x_ptr,
+        M,
+        first_row,
+        tile,
+        tiles,
+        rounds,
+        stride_xm,
+        KIND,
+        REST,
+        TILES_N,
+        TILES_M,
+        UNROLL,
+        STAGES,
+        WARPS,
+    )
     ACC: gl.constexpr = accumulator_layout(WARPS)
-    acc = gl.zeros([16 * TILES_N * WARPS, 8 * TILES_M], gl.float32, ACC)
-    for _round in range(0, rounds):
-        for i in gl.static_range(UNROLL):
-            acc = _step(w_at + 2 * i * w_half, w_half, s_at + i * s_step, x_at + 32 * i, acc, KIND)
-        w_at += 2 * UNROLL * w_half
-        s_at += UNROLL * s_step
-        x_at += 32 * UNROLL
-    for i in gl.static_range(REST):
-        acc = _step(w_at + 2 * i * w_half, w_half, s_at + i * s_step, x_at + 32 * i, acc, KIND)
-
     n = tile * 16 + gl.arange(0, 16 * TILES_N * WARPS, gl.SliceLayout(1, ACC))
     m = first_row + gl.arange(0, 8 * TILES_M, gl.SliceLayout(0, ACC))
     n_in, m_in = n < N, m < M
@@ -63,11 +65,3 @@ def gemm_kernel(
     y = activate(acc, ACTIVATION)
     at = y_ptr + m.to(gl.int64)[None, :] * N + n[:, None]
     gl.store(at, y.to(y_ptr.dtype.element_ty), mask=n_in[:, None] & m_in[None, :])
-
-
-@gluon.jit
-def _step(w_at, w_half, s_at, x_at, acc, KIND: gl.constexpr):
-    """64 inputs: two products, whose metadata share a word (selectors 0 and 1)."""
-    metadata = gl.load(s_at)
-    acc = multiply(gl.load(w_at), metadata, gl.load(x_at), acc, KIND, 0)
-    return multiply(gl.load(w_at + w_half), metadata, gl.load(x_at + 16), acc, KIND, 1)
