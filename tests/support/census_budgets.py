@@ -75,10 +75,10 @@ BUDGETS = (
     Budget("int8_sparse24_linear.plain", "sm_.*", r"4x4 tiles", 2.95, load_widths=_SPARSE),
     Budget("int8_sparse24_linear.plain", "sm_.*", r"1x4 tiles", 4.1, load_widths=_SPARSE),
     Budget("int8_sparse24_linear.plain", "sm_.*", r"1x1 tiles", 7.6, load_widths=_SPARSE),
-    # sm_80 stands in for nothing that runs this form; triton 3.7 takes twice what 3.8 and 3.9 take there.
+    # For HIP; sm_80 does not take this form, and compiles to twice as much under triton 3.7 as under 3.8 and 3.9.
     Budget("int8_sparse24_linear.decompress", "sm_80", r"1x2 tiles", 75.0, load_widths=_ANY),
     Budget("int8_sparse24_linear.decompress", "sm_80", r"1x[48] tiles", 40.0, load_widths=_ANY),
-    Budget("int8_sparse24_linear.decompress", "gfx942", r"1x", 52.0, load_widths=_ANY | {"2"}),
+    Budget("int8_sparse24_linear.decompress", "gfx942", r"1x", 55.0, load_widths=_ANY | {"2"}),
 )
 
 

@@ -45,12 +45,15 @@ def gemm_kernel(
     rn = tile * 16 + tl.arange(0, 16 * TILES)
     row = tl.minimum(rm, M - 1).to(tl.int64)[:, None] * (stride_qm // 4 * 16)
     q_at = q_ptr.to(tl.pointer_type(tl.int8)) + row + tl.arange(0, 64)[None, :]
-    at = tile * 128 + tl.arange(0, 128 * TILES)
+    words = tl.arange(0, 128 * TILES)
+    w_at = values_ptr + tile * 128
+    s_at = metadata_ptr + tile * 128
     acc = tl.zeros([8 * TILES_M, 16 * TILES], tl.int32)
     for step in range(0, rounds * UNROLL + REST):
-        w = expand(tl.load(values_ptr + at), tl.load(metadata_ptr + at), TILES)
+        w = expand(tl.load(w_at + words), tl.load(s_at + words), TILES)
         acc = tl.dot(tl.load(q_at + 64 * step), tl.trans(w), acc=acc, out_dtype=tl.int32)
-        at += tiles * 128
+        w_at += tiles * 128
+        s_at += tiles * 128
     if zero_ptr is not None:
         acc -= (tl.load(zero_ptr) * tl.load(sums_ptr + rn, mask=rn < N, other=0))[None, :]
         scale = tl.zeros([8 * TILES_M], tl.float32) + tl.load(row_scale_ptr)
