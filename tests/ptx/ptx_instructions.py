@@ -280,6 +280,15 @@ class Instructions:
         for target, word in zip(targets, warp.ldmatrix(rows, "trans" in i.modifiers), strict=True):
             self._write(target, word.reshape(-1))
 
+    def _op_stmatrix(self, i: Instruction) -> None:
+        address, source = i.operands
+        sources = list(source) if isinstance(source, Vector) else [source]
+        rows = warp.stmatrix([self._warps(register) for register in sources], "trans" in i.modifiers)
+        everyone, self.now = self.now, self.now[self.tid[self.now] % 32 < 8 * len(sources)]
+        space, where = self._where(i, address, 16, write=True)
+        space.bytes[where[:, None] + np.arange(16)] = rows.reshape(-1, 16)
+        self.now = everyone
+
     def _op_mma(self, i: Instruction) -> None:
         d, a, b, c, *rest = i.operands
         words = [[self._warps(register) for register in operand] for operand in (a, b, c)]

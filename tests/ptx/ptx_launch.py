@@ -11,6 +11,7 @@ import torch
 from ptx_machine import Machine, Order
 from ptx_memory import GlobalMemory
 from ptx_parse import parse
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from recpress_kernels.inspect.build import Case, compiled
@@ -50,10 +51,13 @@ class Emulated:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *arguments, **named: self._launch((*grid, 1, 1)[:3], arguments, named)
 
+    def warmup(self, *arguments, grid: tuple[int, ...], **named) -> CompiledKernel:
+        """What a launch with these arguments would compile; nothing runs."""
+        return compiled(self._case(*self._given(arguments, named)), self.target)
+
     def _launch(self, grid: tuple[int, int, int], arguments: tuple, named: dict) -> None:
         self.launches += 1
-        options = {name: named.pop(name) for name in _OPTIONS if name in named}
-        given = {**dict(zip(self.function.arg_names, arguments, strict=False)), **named}
+        given, options = self._given(arguments, named)
         case = self._case(given, options)
         made = compiled(case, self.target)
         kernel = parse(self.edit(made.asm["ptx"]))
@@ -76,6 +80,12 @@ class Emulated:
             if name in places:
                 tensor, base = places[name]
                 _storage(tensor)[:] = memory.fetch(base)
+
+    def _given(self, arguments: tuple, named: dict) -> tuple[dict, dict]:
+        """The kernel's arguments by name, and the options of the launch."""
+        options = {name: value for name, value in named.items() if name in _OPTIONS}
+        rest = {name: value for name, value in named.items() if name not in _OPTIONS}
+        return {**dict(zip(self.function.arg_names, arguments, strict=False)), **rest}, options
 
     def _case(self, given: dict, options: dict) -> Case:
         constexprs, signature, aligned = {}, {}, set()

@@ -141,10 +141,10 @@ def test_the_op_on_fragments_runs_the_kernel_where_the_device_has_it(emulate, mo
     emulate()
     o, weight = layer(6, 132, 40, activation="relu")
     given = (o.x.view(2, 3, 132), *weight.operands(), *o.all()[2:])
-    monkeypatch.setattr(fragments, "form", lambda device: Support(False, "no sparse tensor core"))
+    monkeypatch.setattr(fragments, "form", lambda *_: Support(False, "no sparse tensor core"))
     same(fragments._cuda(*given), expected(o).view(2, 3, 40))
     assert kernel.gemm_kernel.launches == 0
-    monkeypatch.setattr(fragments, "form", lambda device: Support(True, ""))
+    monkeypatch.setattr(fragments, "form", lambda *_: Support(True, ""))
     same(fragments._cuda(*given), expected(o).view(2, 3, 40))
     assert kernel.gemm_kernel.launches == 1
 

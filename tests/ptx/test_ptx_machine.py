@@ -219,6 +219,22 @@ def test_a_missing_barrier_shows_in_some_order(order, right):
     assert given.tolist() == (np.arange(64) ^ 32).tolist()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix_stores_matrices_of_halves(transposed):
+    """Lane l gives where row l % 8 of matrix l // 8 goes, and of each matrix columns l % 4 * 2 and on of row l // 4."""
+    body = "shl.b32 %r1, %r0, 4;\n" + "".join(f"or.b32 %r{2 + i}, %r0, {i + 1 << 20};\n" for i in range(4))
+    name = "trans." if transposed else ""
+    body += f"stmatrix.sync.aligned.m8n8.x4.{name}shared.b16 [%r1], {{%r2, %r3, %r4, %r5}};\n"
+    body += "ld.shared.v4.b32 {%r2, %r3, %r4, %r5}, [%r1];\n" + lane_address(10, 0, 16)
+    body += "st.global.v4.b32 [%rd10], {%r2, %r3, %r4, %r5};\n"
+    given = execute(body, out=np.zeros((4, 8, 8), np.uint16), shared=512).view(np.uint16).reshape(4, 8, 8)
+    wanted = np.zeros((4, 8, 8), np.uint16)
+    for i in range(4):
+        for lane in range(32):
+            wanted[i, lane // 4, lane % 4 * 2 : lane % 4 * 2 + 2] = lane, i + 1 << 4
+    assert given.tolist() == (wanted.transpose(0, 2, 1) if transposed else wanted).tolist()
+
+
 @pytest.mark.parametrize("groups", [0, 1])
 def test_an_asynchronous_copy_lands_when_its_group_is_waited_for(groups):
     body = "shl.b32 %r1, %r0, 4;\n" + lane_address(11, 1, 16)

@@ -77,6 +77,14 @@ BUDGETS = (
     Budget("sparse24_linear.gemm", "sm_(8.|90)", r"4x4 tiles", 3.0, load_widths=_SPARSE, since=(3, 9)),
     Budget("sparse24_linear.gemm", "sm_120", r"4x4 tiles", 2.75, load_widths=_SPARSE, since=(3, 9)),
     Budget("sparse24_linear.gemm", "sm_.*", r"[124]x[124] tiles", 11.5, load_widths=_SPARSE, since=(3, 9)),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"4x4 tiles .*rest=0", 2.15, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"4x4 tiles", 2.95, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"1x4 tiles", 4.1, load_widths=_SPARSE),
+    Budget("int8_sparse24_linear.plain", "sm_.*", r"1x1 tiles", 7.6, load_widths=_SPARSE),
+    # For HIP; sm_80 does not take this form, and compiles to twice as much under triton 3.7 as under 3.8 and 3.9.
+    Budget("int8_sparse24_linear.decompress", "sm_80", r"1x2 tiles", 75.0, load_widths=_ANY),
+    Budget("int8_sparse24_linear.decompress", "sm_80", r"1x[48] tiles", 40.0, load_widths=_ANY),
+    Budget("int8_sparse24_linear.decompress", "gfx942", r"1x", 55.0, load_widths=_ANY | {"2"}),
 )
 
 

@@ -1,5 +1,7 @@
 """int8_sparse24_linear on a GPU: allocate, launch what launch.py chose. Nothing waits for the stream."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,10 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight, check
 from recpress_kernels.int8_linear.cuda import device_facts, quantize_padded
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear import kernel
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, rest, supports
+from recpress_kernels.int8_sparse24_linear import decompress, kernel, plain
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, grid, rest, supports
+from recpress_kernels.int8_sparse24_linear.layouts import Checked
+from recpress_kernels.support import Support
 
 
 def int8_sparse24_linear(
@@ -40,7 +44,7 @@ def int8_sparse24_linear(
     y = torch.empty(m, n, dtype=dtype, device=x.device)
     if m == 0:
         return y
-    facts = runnable("int8_sparse24_linear", config, n, x.device)
+    facts = runnable("int8_sparse24_linear", supports, config, n, x.device)
     config = config or choose(m, n, k, facts)
     steps, tiles = weight.values.shape[:2]
     sums = zero = None
@@ -48,9 +52,10 @@ def int8_sparse24_linear(
         q, row_scale, zero, sums = _padded(x, steps * STEP), x_scale, x_zero_point, weight.sums
     else:
         q, row_scale = quantize_padded(x, x_scale, x_zero_point, steps * STEP)
-    kernel.gemm_kernel[grid(config, m, n)](
+    gemm, metadata = _kernel(facts, config, weight.metadata)
+    gemm[grid(config, m, n)](
         weight.values,
-        weight.metadata,
+        metadata,
         sums,
         q.view(torch.int32),
         row_scale,
@@ -79,6 +84,19 @@ def int8_sparse24_linear(
     return y
 
 
+def _kernel(facts: Device, config: Config, metadata: Tensor) -> tuple[object, Tensor]:
+    """The kernel in the form that a device takes, and the metadata as that reads them: words, or their bytes."""
+    if form(facts) == "gluon":
+        return kernel.gemm_kernel, metadata
+    if config.stages or config.split:
+        raise KernelInputError(
+            f"int8_sparse24_linear: {config} and form {form(facts)}; give neither stages nor split, or use Gluon"
+        )
+    if form(facts) == "plain":
+        return Checked(plain.gemm_kernel), metadata.view(torch.int8)
+    return decompress.gemm_kernel, metadata.view(torch.int8)
+
+
 def check_operands(op: str, x: Tensor, weight: FragmentWeight, dtype: torch.dtype) -> None:
     """Check that ``x`` and a weight of ``dtype`` belong together; K may end inside the weight's last group of four.
 
@@ -96,7 +114,9 @@ def check_operands(op: str, x: Tensor, weight: FragmentWeight, dtype: torch.dtyp
         )
 
 
-def runnable(op: str, config: Config | None, n: int, device: torch.device) -> Device:
+def runnable(
+    op: str, supports: Callable[[Device], Support], config: Config | None, n: int, device: torch.device
+) -> Device:
     """What launch.py asks about ``device``, once it is known to run the kernel, in ``config`` if that is given.
 
     Raises:

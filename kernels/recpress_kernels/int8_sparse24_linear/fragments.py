@@ -16,6 +16,7 @@ from recpress_kernels.int8_linear.op import (
     pair_problem,
     rows_of,
 )
+from recpress_kernels.int8_sparse24_linear.launch import supports as device_supports
 from recpress_kernels.library import LIBRARY
 from recpress_kernels.sparse24_linear.fragments import described, form, fragments_problem, padded_k
 from recpress_kernels.support import Support
@@ -90,7 +91,7 @@ def supports(
     pairs = (x_scale, x_zero_point, out_scale, out_zero_point)
     weight = (values, metadata, sums, out_features)
     found = _problem(x, weight, weight_scale, bias, activation, pairs)
-    return Support(False, found) if found else described(x.device)
+    return Support(False, found) if found else described(x.device, device_supports)
 
 
 def _problem(x: Tensor, weight: tuple, weight_scale: Tensor, bias: Tensor | None, activation: str, pairs: tuple) -> str:
@@ -164,7 +165,7 @@ def _cuda(
 ) -> Tensor:
     pairs = (x_scale, x_zero_point, out_scale, out_zero_point)
     operands = (values, metadata, sums, out_features)
-    if not form(x.device):
+    if not form(x.device, device_supports):
         return _unpacked(x, *operands, weight_scale, bias, activation, *pairs)
     from recpress_kernels.int8_sparse24_linear import cuda  # on first use: triton exists on Linux alone
 

@@ -6,6 +6,7 @@ should run 2:4 at all is not asked here: public figures have it slower than dens
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.support import Support
@@ -52,19 +53,47 @@ UNROLL = 4
 # weights, and they have eight times as many bytes on the way at once.
 MAX_SPLIT = 8
 SPLIT_UNROLL = 2
+# Of the form that multiplies dense; a dot takes 16 rows at least. With 64 rows the expansion is shared by the most.
+DENSE_WIDTHS = ((1, 4), (1, 2), (1, 1))
+DENSE_TILES_M = (2, 4, 8)
+
+
+def form(device: Device) -> Literal["gluon", "plain", "decompress"]:
+    """Which form of the kernel a device that :func:`supports` allows takes: all give the same bits."""
+    if device.backend == "hip":
+        return "decompress"
+    return "gluon" if gluon(device) else "plain"
 
 
 def supports(device: Device) -> Support:
-    """Whether the sparse kernel runs on ``device``, and which form it takes or why not."""
+    """Whether a kernel runs on ``device``, and which form it takes or why not."""
+    found = gluon(device)
+    if found:
+        return found
+    if device.backend == "hip":
+        why = "mma.sp is an instruction of NVIDIA GPUs and this is a HIP device"
+        return Support(True, f"expanded in registers and multiplied dense, which saves traffic alone: {why}")
+    if device.capability < 80:
+        return Support(False, f"triton compiles no int8 dot for sm_{device.capability}: {found.reason}")
+    why = f"Gluon has threadwise inline asm from triton {_dotted(GLUON_TRITON)} on and this is {_dotted(device.triton)}"
+    return Support(True, f"mma.sp through the plain Triton language, its layout asserted: {why}")
+
+
+def gluon(device: Device) -> Support:
+    """Whether kernels on sparse tensor cores that are written in Gluon run on ``device``, or why not."""
     dense = "unpack the weight and run it dense"
     if device.backend == "hip":
         return Support(False, f"mma.sp is an instruction of NVIDIA GPUs and this is a HIP device: {dense}")
     if device.capability < 80:
         return Support(False, f"sparse tensor cores begin with sm_80 and this is sm_{device.capability}: {dense}")
     if device.triton < GLUON_TRITON:
-        given, wanted = (".".join(str(part) for part in version) for version in (device.triton, GLUON_TRITON))
+        given, wanted = _dotted(device.triton), _dotted(GLUON_TRITON)
         return Support(False, f"Gluon has threadwise inline asm from triton {wanted} on and this is {given}: {dense}")
     return Support(True, "mma.sp through Gluon")
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(str(part) for part in version)
 
 
 def fits(config: Config, n: int) -> Support:
@@ -89,14 +118,18 @@ def rest(config: Config, steps: int) -> int:
 @functools.lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, device: Device) -> Config:
     """The configuration for x ``[m, k]`` and a weight ``[n, k]``, all at least 1."""
-    tiles_m = min(MAX_TILES_M, 1 << (-(-m // COLUMNS) - 1).bit_length())
-    possible = [Config(tiles, tiles_m, UNROLL, warps) for tiles, warps in WIDTHS]
+    wanted = 1 << (-(-m // COLUMNS) - 1).bit_length()
+    if form(device) == "decompress":
+        tiles_m = next((tiles for tiles in DENSE_TILES_M if tiles >= wanted), DENSE_TILES_M[-1])
+        possible = [Config(tiles, tiles_m, 1, warps) for tiles, warps in DENSE_WIDTHS]
+    else:
+        possible = [Config(tiles, min(MAX_TILES_M, wanted), UNROLL, warps) for tiles, warps in WIDTHS]
     possible = [config for config in possible if fits(config, n)]
     config = next((c for c in possible if blocks(c, m, n) >= device.processors), possible[-1])
     warps = min(MAX_SPLIT, 1 << (-(-k // STEP)).bit_length() - 1)
-    if config.tiles_n > 1 or config.warps > 2 or warps < 2:
+    if form(device) != "gluon" or config.tiles_n > 1 or config.warps > 2 or warps < 2:
         return config
-    return Config(1, tiles_m, SPLIT_UNROLL, warps, split=True)
+    return Config(1, config.tiles_m, SPLIT_UNROLL, warps, split=True)
 
 
 def grid(config: Config, m: int, n: int) -> tuple[int, int]:

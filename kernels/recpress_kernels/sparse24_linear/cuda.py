@@ -5,7 +5,7 @@ from torch import Tensor
 
 from recpress_kernels.formats.sparse24_gpu import STEP, FragmentWeight
 from recpress_kernels.int8_sparse24_linear.cuda import check_operands, runnable
-from recpress_kernels.int8_sparse24_linear.launch import Config, grid, rest
+from recpress_kernels.int8_sparse24_linear.launch import Config, gluon, grid, rest
 from recpress_kernels.sparse24_linear import kernel
 from recpress_kernels.sparse24_linear.launch import choose
 
@@ -36,7 +36,7 @@ def sparse24_linear(
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if m == 0:
         return y
-    facts = runnable("sparse24_linear", config, n, x.device)
+    facts = runnable("sparse24_linear", gluon, config, n, x.device)
     config = config or choose(m, n, k, facts)
     steps, tiles = weight.metadata.shape[:2]
     words = _words(x, steps * STEP)

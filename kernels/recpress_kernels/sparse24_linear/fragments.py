@@ -1,5 +1,7 @@
 """``torch.ops.recpress.sparse24_linear_fragments``: the op on a weight packed for a GPU's sparse tensor cores."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,9 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats import sparse24_gpu as order
 from recpress_kernels.formats.sparse24 import Sparse24, decompress
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight
+from recpress_kernels.int8_linear.launch import Device
 from recpress_kernels.int8_linear.op import activation_problem, device_problem, rows_of
-from recpress_kernels.int8_sparse24_linear.launch import supports as device_supports
+from recpress_kernels.int8_sparse24_linear.launch import gluon
 from recpress_kernels.library import LIBRARY
 from recpress_kernels.sparse24_linear.op import bias_problem, dense_linear, x_problem
 from recpress_kernels.support import Support
@@ -58,18 +61,18 @@ def supports(
     return Support(False, found) if found else described(x.device)
 
 
-def form(device: torch.device) -> Support:
-    """Whether a kernel runs fragments of int8 or 16 bits on ``device``, which, or why not."""
+def form(device: torch.device, asked: Callable[[Device], Support] = gluon) -> Support:
+    """Whether a kernel runs fragments on ``device``, which, or why not; ``asked``: what launch.py says of GPUs."""
     if device.type != "cuda":
         return Support(False, f"fragments are for GPUs and x lies on {device}")
     from recpress_kernels.int8_linear.cuda import device_facts  # on first use: triton exists on Linux alone
 
-    return device_supports(device_facts(device))
+    return asked(device_facts(device))
 
 
-def described(device: torch.device) -> Support:
+def described(device: torch.device, asked: Callable[[Device], Support] = gluon) -> Support:
     """What runs on ``device``, as the ops' ``supports`` say it of operands that they take."""
-    sparse = form(device)
+    sparse = form(device, asked)
     return sparse if sparse else Support(True, f"unpacked at each call, then dense, slowly: {sparse.reason}")
 
 

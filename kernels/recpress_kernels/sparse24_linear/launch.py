@@ -1,6 +1,6 @@
 """Which tile sparse24_linear runs with on a GPU: a pure function of shape and device.
 
-Imports neither torch nor triton. On which devices it runs is what int8_sparse24_linear.launch.supports says.
+Imports neither torch nor triton. On which devices it runs is what int8_sparse24_linear.launch.gluon says.
 """
 
 from dataclasses import replace

@@ -5,9 +5,15 @@ import itertools
 import pytest
 
 from recpress_kernels.int8_linear.launch import Device
-from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, grid, rest, supports
+from recpress_kernels.int8_sparse24_linear.launch import Config, choose, fits, form, gluon, grid, rest, supports
 
 A100 = Device("cuda", 80, 108, (3, 9))
+MI300 = Device("hip", 0, 304, (3, 9))
+
+
+def test_what_cannot_run_says_why_and_what_to_do():
+    support = supports(Device("cuda", 75, 40, (3, 9)))
+    assert not support and "no int8 dot for sm_75" in support.reason and "run it dense" in support.reason
 
 
 @pytest.mark.parametrize(
@@ -18,19 +24,26 @@ A100 = Device("cuda", 80, 108, (3, 9))
         (Device("cuda", 80, 108, (3, 8)), "3.9 on and this is 3.8"),
     ],
 )
-def test_what_cannot_run_says_why_and_what_to_do(device, reason):
-    support = supports(device)
-    assert not support and reason in support.reason and "dense" in support.reason
+def test_where_gluon_kernels_do_not_run_it_says_why_and_what_to_do(device, reason):
+    support = gluon(device)
+    assert not support and reason in support.reason and "run it dense" in support.reason
 
 
 def test_what_can_run_says_how():
-    assert supports(A100) and "Gluon" in supports(A100).reason
+    assert supports(A100) and "through Gluon" in supports(A100).reason and form(A100) == "gluon"
+    for version in ((3, 7), (3, 8)):
+        older = Device("cuda", 90, 132, version)
+        assert supports(older) and f"3.9 on and this is 3.{version[1]}" in supports(older).reason
+        assert "plain Triton language" in supports(older).reason and form(older) == "plain"
+    assert supports(MI300) and "saves traffic alone" in supports(MI300).reason and form(MI300) == "decompress"
 
 
-def test_every_choice_fits_and_covers_the_shape():
+@pytest.mark.parametrize("device", [A100, MI300], ids=["A100", "MI300"])
+def test_every_choice_fits_and_covers_the_shape(device):
     sizes = (1, 3, 16, 17, 300, 4096)
     for m, n, k in itertools.product(sizes, sizes, (4, 64, 100, 128, 480, 1024)):
-        config = choose(m, n, k, A100)
+        config = choose(m, n, k, device)
+        assert form(device) != "decompress" or config.tiles_m >= 2
         blocks_n, blocks_m = grid(config, m, n)
         assert fits(config, n)
         assert blocks_n * 16 * config.tiles >= n and blocks_m * 8 * config.tiles_m >= m
@@ -48,6 +61,18 @@ def test_every_choice_fits_and_covers_the_shape():
 )
 def test_choices(shape, wanted):
     assert choose(*shape, A100) == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((4096, 4096, 4096), Config(1, 8, 1, 4)),
+        ((1, 1024, 1024), Config(1, 2, 1, 1)),
+        ((32, 8192, 384), Config(1, 4, 1, 1)),
+    ],
+)
+def test_choices_of_the_dense_form(shape, wanted):
+    assert choose(*shape, MI300) == wanted
 
 
 def test_a_configuration_that_does_not_fit_says_why():
