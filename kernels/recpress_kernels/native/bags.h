@@ -1,4 +1,4 @@
-// Pooled look-ups in tables of int8 rows. Included after a simd_*.h; each translation unit makes one `bags`.
+// Pooled look-ups in tables of int8 and int4 rows. Included after a simd_*.h; each translation unit makes one `bags`.
 //
 //   out = sum_i weight[i] * (scale_i * code_i + bias_i), divided by the count where the pooling is "mean"
 //
@@ -24,6 +24,11 @@ inline F load_codes(const uint8_t* p, int64_t n) {
     for (int64_t i = 0; i < n; i++) codes[i] = p[i];
     return load_codes(codes);
 }
+inline F load_nibbles(const uint8_t* p, int64_t n) {
+    uint8_t codes[W / 2] = {};
+    for (int64_t i = 0; i < (n + 1) / 2; i++) codes[i] = p[i];
+    return load_nibbles(codes);
+}
 inline void store(float* p, F a, int64_t n) {
     float lanes[W];
     store(lanes, a);
@@ -37,11 +42,22 @@ inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
 }
 #endif
 
+// Bytes of a row's codes.
+inline int64_t code_bytes(const Table& table) { return (table.dim * table.bits + 7) / 8; }
+
 // As many lines for each row of a table, so that no branch depends on where in a line the row begins.
 inline void prefetch(const Table& table, int64_t index) {
     const uint8_t* row = table.rows + index * table.stride;
-    for (int64_t at = 0; at < table.dim; at += 64) __builtin_prefetch(row + at);
-    __builtin_prefetch(row + table.dim + recpress::kTail - 1);
+    int64_t bytes = code_bytes(table);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+    __builtin_prefetch(row + bytes + recpress::kTail - 1);
+}
+
+// W codes from column `at` on, an even one, or rest < W of them.
+template <int BITS, bool PART>
+inline F codes_at(const uint8_t* row, int64_t at, int64_t rest) {
+    if (BITS == 8) return PART ? load_codes(row + at, rest) : load_codes(row + at);
+    return PART ? load_nibbles(row + at / 2, rest) : load_nibbles(row + at / 2);
 }
 
 // One bag of one table.
@@ -56,18 +72,19 @@ struct Bag {
 
 // Columns [at, at + N * W + rest) of a bag; the sums stay in registers. rest < W is 0 unless N is 0.
 // Before each row `ask` asks for a later one: a whole bag's rows asked for at once would wait for each other.
-template <int N, bool WEIGHTED, class Index, class Ask>
+template <int BITS, int N, bool WEIGHTED, class Index, class Ask>
 inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float* out, Ask ask) {
     constexpr int kLanes = N ? N : 1;
     F sum[kLanes];
     for (int c = 0; c < kLanes; c++) sum[c] = set1(0.0f);
+    int64_t tail = code_bytes(bag.table);
     for (int64_t i = 0; i < bag.count; i++) {
         ask();
         const uint8_t* row = bag.table.rows + int64_t(bag.indices[i]) * bag.table.stride;
         F scale, bias;
-        load_scale_bias(row + bag.table.dim, &scale, &bias);
+        load_scale_bias(row + tail, &scale, &bias);
         for (int c = 0; c < kLanes; c++) {
-            F codes = N ? load_codes(row + at + c * W) : load_codes(row + at, rest);
+            F codes = codes_at<BITS, N == 0>(row, at + c * W, rest);
             F value = codes * scale + bias;
             if (WEIGHTED) value = value * set1(bag.weights[i]);
             sum[c] = sum[c] + value;
@@ -81,22 +98,28 @@ inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float*
     }
 }
 
-template <int N, bool WEIGHTED, class Index, class Ask>
+template <int BITS, int N, bool WEIGHTED, class Index, class Ask>
 inline void next_columns(const Bag<Index>& bag, int64_t* at, float* out, Ask ask) {
     int64_t rest = N ? 0 : bag.table.dim - *at;
-    if (*at == 0) pool_columns<N, WEIGHTED>(bag, 0, rest, out, ask);
-    else pool_columns<N, WEIGHTED>(bag, *at, rest, out, [] {});
+    if (*at == 0) pool_columns<BITS, N, WEIGHTED>(bag, 0, rest, out, ask);
+    else pool_columns<BITS, N, WEIGHTED>(bag, *at, rest, out, [] {});
     *at += N ? N * W : rest;
+}
+
+template <int BITS, bool WEIGHTED, class Index, class Ask>
+inline void pool_codes(const Bag<Index>& bag, float* out, Ask ask) {
+    int64_t dim = bag.table.dim, at = 0;
+    while (at + 8 * W <= dim) next_columns<BITS, 8, WEIGHTED>(bag, &at, out, ask);
+    if (at + 4 * W <= dim) next_columns<BITS, 4, WEIGHTED>(bag, &at, out, ask);
+    if (at + 2 * W <= dim) next_columns<BITS, 2, WEIGHTED>(bag, &at, out, ask);
+    if (at + W <= dim) next_columns<BITS, 1, WEIGHTED>(bag, &at, out, ask);
+    if (at < dim) next_columns<BITS, 0, WEIGHTED>(bag, &at, out, ask);
 }
 
 template <bool WEIGHTED, class Index, class Ask>
 inline void pool(const Bag<Index>& bag, float* out, Ask ask) {
-    int64_t dim = bag.table.dim, at = 0;
-    while (at + 8 * W <= dim) next_columns<8, WEIGHTED>(bag, &at, out, ask);
-    if (at + 4 * W <= dim) next_columns<4, WEIGHTED>(bag, &at, out, ask);
-    if (at + 2 * W <= dim) next_columns<2, WEIGHTED>(bag, &at, out, ask);
-    if (at + W <= dim) next_columns<1, WEIGHTED>(bag, &at, out, ask);
-    if (at < dim) next_columns<0, WEIGHTED>(bag, &at, out, ask);
+    if (bag.table.bits == 8) pool_codes<8, WEIGHTED>(bag, out, ask);
+    else pool_codes<4, WEIGHTED>(bag, out, ask);
 }
 
 template <class Index>
