@@ -71,16 +71,21 @@ def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str 
         return "tables is empty; give at least one"
     if dims is not None and len(dims) != len(tables):
         return f"dims has {len(dims)} entries for {len(tables)} tables; give the width of each table's rows"
+    device = tables[0].device
     for t, table in enumerate(tables):
-        given = f"table {t} is {table.dtype} of shape {tuple(table.shape)}"
-        if table.dtype != torch.uint8 or table.dim() != 2 or table.shape[1] <= TAIL_BYTES:
-            return f"{given}; give uint8 [rows, dim + {TAIL_BYTES}]"
-        if dims is not None and bits_of(table.shape[1], dims[t]) is None:
+        shape = table.shape
+        if table.dtype is not torch.uint8 or len(shape) != 2 or shape[1] <= TAIL_BYTES:
+            return f"{_told(t, table)}; give uint8 [rows, dim + {TAIL_BYTES}]"
+        if dims is not None and bits_of(shape[1], dims[t]) is None:
             needs = " or ".join(f"{row_bytes(dims[t], bits)} (int{bits})" for bits in LEVELS)
-            return f"{given}, its dim {dims[t]}; rows of that many values take {needs} bytes"
-        if table.device != tables[0].device:
-            return f"{given} on {table.device}, table 0 on {tables[0].device}; move them to one device"
+            return f"{_told(t, table)}, its dim {dims[t]}; rows of that many values take {needs} bytes"
+        if table.device != device:
+            return f"{_told(t, table)} on {table.device}, table 0 on {device}; move them to one device"
     return None
+
+
+def _told(t: int, table: Tensor) -> str:
+    return f"table {t} is {table.dtype} of shape {tuple(table.shape)}"
 
 
 def look_up_rows(tables: RowTables, indices: Tensor, front: Tensor | None = None) -> Tensor:
