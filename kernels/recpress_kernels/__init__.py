@@ -7,7 +7,7 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
 * ``weight_only_linear``: int8 weights under float activations;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
-  a table and row, in tables described once by ``RowTables``.
+  a table and row, in tables described once by ``RowTables``, and ``bags_of_padded`` makes bags of padded ids.
 
 It needs torch and triton alone and can be used without the plugin. Where torch is not installed no op is
 registered, but the kernels and ``recpress_kernels.inspect`` can be used.
@@ -20,6 +20,7 @@ from recpress_kernels.support import Support
 
 if find_spec("torch") is not None:
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
+    from recpress_kernels.embedding_bag_rows.padded import bags_of_padded
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
     from recpress_kernels.int8_linear.op import int8_linear
@@ -33,6 +34,7 @@ __all__ = [
     "RecpressError",
     "RowTables",
     "Support",
+    "bags_of_padded",
     "embedding_bag_rows",
     "int8_linear",
     "int8_linear_packed",

@@ -38,22 +38,18 @@ class Input:
     """One call's indices in the forms that the variants take."""
 
     columns: Tensor  # int64 [batch, TABLES]: the first index of each bag
-    indices: Tensor  # int64 [TABLES * batch * pooling]
-    offsets: Tensor  # int64 [TABLES * batch + 1]
-    short: tuple[Tensor, Tensor]  # the two as int32
+    batched: tuple[Tensor, Tensor]  # all tables' indices and offsets, int32
     by_table: list[tuple[Tensor, Tensor]]  # each table's indices and offsets [batch + 1], int32
 
     @classmethod
     def draw(cls, batch: int, pooling: int, rows: int, generator: torch.Generator) -> "Input":
         """Uniform indices in bags of ``pooling``."""
         indices = torch.randint(0, rows, (TABLES, batch, pooling), generator=generator)
-        offsets = torch.arange(TABLES * batch + 1) * pooling
-        one = offsets[: batch + 1].int()
+        offsets = torch.arange(TABLES * batch + 1, dtype=torch.int32) * pooling
+        one = offsets[: batch + 1]
         return cls(
             indices[:, :, 0].t().contiguous(),
-            indices.flatten(),
-            offsets,
-            (indices.flatten().int(), offsets.int()),
+            (indices.flatten().int(), offsets),
             [(part.flatten().int(), one) for part in indices],
         )
 
@@ -96,11 +92,11 @@ def variants(rows: int, dim: int, pooling: int, bits: int) -> dict[str, Variant]
 
 
 def _bags(tables: rk.RowTables) -> Variant:
-    return lambda x: rk.embedding_bag_rows(tables, x.indices, x.offsets)
+    return lambda x: rk.embedding_bag_rows(tables, *x.batched)
 
 
 def _list(tables: list[Tensor], dims: list[int]) -> Variant:
-    return lambda x: rk.embedding_bag_rows(tables, x.indices, x.offsets, "sum", None, dims)
+    return lambda x: rk.embedding_bag_rows(tables, *x.batched, "sum", None, dims)
 
 
 def _rows(tables: rk.RowTables) -> Variant:
@@ -143,7 +139,7 @@ def _fbgemm(rows: int, dim: int, bits: int) -> Variant:
         device="cpu",
     )
     tables.fill_random_weights()
-    return lambda x: tables(*x.short)
+    return lambda x: tables(*x.batched)
 
 
 def interleaved(

@@ -144,7 +144,7 @@ recpress::Status check_bags(const Bags& call, const Index* indices, const Index*
 }
 
 // Asks for the rows of bags in their order, across tables. What it needs of a table stays in registers: to read it anew
-// for each row took 5 to 15 % of all of the time.
+// for each row took 3 to 15 % of all of the time.
 template <class Index>
 struct Ahead {
     const Bags& call;
