@@ -31,7 +31,7 @@ FLAGS = {
     **(
         {
             "avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-            "vnni.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+            "vnni.cpp": ["-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
         }
         if X86
         else {}

@@ -19,7 +19,7 @@ PATHS = ["torch", *native.isas()]
 def path(name: str):
     """Run the ops on one path: ``torch`` or an instruction set of the native kernels."""
     if name == "torch":
-        with mock.patch.multiple(native, mlp=None, linear=None, bags=None, rows=None):
+        with mock.patch.multiple(native, mlp=None, linear=None, bags=None, rows=None, quantize_rows=None):
             yield
     else:
         with native.use_isa(name):

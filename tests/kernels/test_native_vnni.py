@@ -17,7 +17,7 @@ from support.sparse24_oracle import canonical
 
 import recpress_kernels as rk
 from recpress_kernels import native
-from recpress_kernels.formats.rows import quantize_rows_int8
+from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 from recpress_kernels.formats.sparse24 import Sparse24, compress, decompress
 
 SOURCES = Path(native.__file__).parent
@@ -43,6 +43,7 @@ def vnni(tmp_path_factory):
         mock.patch.object(native, "linear", library.recpress_linear),
         mock.patch.object(native, "bags", library.recpress_bags),
         mock.patch.object(native, "rows", library.recpress_rows),
+        mock.patch.object(native, "quantize_rows", library.recpress_quantize_rows),
         mock.patch.object(native, "isa", code),
     ):
         yield library
@@ -130,13 +131,16 @@ def test_a_flipped_place_shows(vnni):
 
 def test_tables_of_rows(vnni):
     for dim in (1, 3, 7, 15, 16, 17, 64, 100, 128):
-        rows = [guarded(quantize_rows_int8(torch.randn(9, dim))) for _ in range(2)]
+        floats = torch.randn(9, dim)
+        for quantize in (quantize_rows_int8, quantize_rows_int4):
+            assert same_bits(*both(lambda q=quantize, f=floats: q(f))), dim
+        rows, dims = [guarded(quantize_rows_int8(floats)), guarded(quantize_rows_int4(floats))], [dim, dim]
         indices, offsets = torch.randint(0, 9, (20,)), torch.tensor([0, 4, 4, 5, 12, 20, 20])
         for pooling, weights in (("sum", None), ("mean", None), ("sum", torch.rand(20))):
-            operands = (rows, indices, offsets, pooling, weights)
+            operands = (rows, indices, offsets, pooling, weights, dims)
             got, want = both(lambda operands=operands: rk.embedding_bag_rows(*operands))
             assert same_bits(got, want), dim
-        tables = rk.RowTables(rows)
+        tables = rk.RowTables(rows, None, dims)
         got, want = both(lambda t=tables: rk.look_up_rows(t, torch.arange(18).view(9, 2) % 9))
         assert same_bits(got, want), dim
 

@@ -12,7 +12,7 @@ import recpress_kernels as rk
 from recpress_kernels import native
 from recpress_kernels.embedding_bag_rows import reference
 from recpress_kernels.embedding_bag_rows.op import check_bags, supports
-from recpress_kernels.formats.rows import quantize_rows_int8
+from recpress_kernels.formats.rows import dequantize_rows, quantize_rows_int4, quantize_rows_int8, row_bytes
 
 DIMS = [1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 64, 100, 128, 200]
 
@@ -24,9 +24,10 @@ def same_bits(a, b):
     return bool(((a.view(torch.int32) == b.view(torch.int32)) | (a.isnan() & b.isnan())).all())
 
 
-def table(rows, dim, seed=0):
+def table(rows, dim, seed=0, bits=8):
     g = torch.Generator().manual_seed(seed + 1000 * rows + dim)
-    return quantize_rows_int8(torch.randn(rows, dim, generator=g) * 10 ** torch.linspace(-6, 3, rows)[:, None])
+    floats = torch.randn(rows, dim, generator=g) * 10 ** torch.linspace(-6, 3, rows)[:, None]
+    return (quantize_rows_int8 if bits == 8 else quantize_rows_int4)(floats)
 
 
 def bags(tables, batch, longest, dtype=torch.int64, seed=0):
@@ -44,16 +45,35 @@ def bags(tables, batch, longest, dtype=torch.int64, seed=0):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("batch", [0, 1, 2, 33])
 def test_bags_have_the_bits_of_the_reference(name, dtype, batch):
-    tables = [table(rows, dim) for rows, dim in zip([1, 5, 300] * 5, DIMS, strict=True)]
+    """Tables of int8 and int4 rows take turns; half of the widths are int8 at one batch and int4 at another."""
+    bits = [8, 4] * 7 + [8] if batch % 2 else [4, 8] * 7 + [4]
+    shapes = zip([1, 5, 300] * 5, DIMS, bits, strict=True)
+    tables = [table(rows, dim, bits=bit) for rows, dim, bit in shapes]
+    described = rk.RowTables(tables, dims=DIMS)
     for longest in (1, 3, 40):
         indices, offsets, weights = bags(tables, batch, longest, dtype, seed=longest)
         for pooling, given in (("sum", None), ("mean", None), ("sum", weights)):
-            want = reference.embedding_bag_rows(tables, indices, offsets, pooling, given)
+            operands = (indices, offsets, pooling, given)
+            want = reference.embedding_bag_rows(tables, *operands, DIMS)
             assert want.shape == (batch, sum(DIMS))
             with path(name):
-                assert same_bits(rk.embedding_bag_rows(tables, indices, offsets, pooling, given), want), longest
-                op = torch.ops.recpress.embedding_bag_rows(tables, indices, offsets, pooling, given)
-            assert same_bits(op, want)
+                assert same_bits(rk.embedding_bag_rows(tables, *operands, DIMS), want), longest
+                assert same_bits(rk.embedding_bag_rows(described, *operands), want), longest
+                assert same_bits(torch.ops.recpress.embedding_bag_rows(tables, *operands, DIMS), want)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_rows_as_they_are(name):
+    for bits, dim in ((8, 7), (4, 7), (4, 64)):
+        rows = table(30, dim, bits=bits)
+        indices, offsets, _ = bags([rows], 9, 5)
+        want = dequantize_rows(rows, dim)[indices] + 0.0
+        with path(name):
+            assert same_bits(rk.embedding_bag_rows([rows], indices, offsets, "none", None, [dim]), want)
+            assert same_bits(rk.embedding_bag_rows(rk.RowTables([rows], None, [dim]), indices, offsets, "none"), want)
+            operands = ([rows], torch.full_like(indices, 30), offsets, "none", None, [dim])
+            told = message(lambda o=operands: rk.embedding_bag_rows(*o))
+            assert "index 30 at position 0 is outside table 0" in told
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -66,39 +86,43 @@ def test_every_scale_and_bias(name):
     indices = torch.arange(1 << 16)
     for tail in ((halves, other), (other, halves), (halves, zero), (halves, halves.flip(0))):
         rows = torch.cat([codes, *tail], dim=1)
-        want = reference.embedding_bag_rows([rows], indices, torch.arange(len(rows) + 1))
-        with path(name):
-            assert same_bits(rk.embedding_bag_rows([rows], indices, torch.arange(len(rows) + 1)), want)
-            assert same_bits(rk.look_up_rows(rk.RowTables([rows]), indices), want)
+        for dims in ([18], [35]):  # int8, and int4 with the halves of the same bytes
+            operands = ([rows], indices, torch.arange(len(rows) + 1), "sum", None, dims)
+            want = reference.embedding_bag_rows(*operands)
+            with path(name):
+                assert same_bits(rk.embedding_bag_rows(*operands), want)
+                assert same_bits(rk.look_up_rows(rk.RowTables([rows], None, dims), indices), want)
 
 
 @pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dim", DIMS)
-def test_nothing_beyond_the_last_row_is_touched(name, dim):
-    rows = guarded(table(3, dim))
+def test_nothing_beyond_the_last_row_is_touched(name, bits, dim):
+    rows = guarded(table(3, dim, bits=bits))
     indices, offsets = guarded(torch.tensor([2, 0, 2, 2, 1])), guarded(torch.tensor([0, 1, 1, 5]))
     weights = guarded(torch.randn(5))
     with path(name):
         for pooling, given in (("sum", None), ("mean", None), ("sum", weights)):
-            want = reference.embedding_bag_rows([rows], indices, offsets, pooling, given)
-            assert same_bits(rk.embedding_bag_rows([rows], indices, offsets, pooling, given), want)
-        got = rk.look_up_rows(rk.RowTables([rows]), indices[:, None], guarded(torch.ones(5, 3)))
-        assert same_bits(got[:, 3:], reference.embedding_bag_rows([rows], indices, torch.arange(6)))
+            want = reference.embedding_bag_rows([rows], indices, offsets, pooling, given, [dim])
+            assert same_bits(rk.embedding_bag_rows([rows], indices, offsets, pooling, given, [dim]), want)
+        got = rk.look_up_rows(rk.RowTables([rows], None, [dim]), indices[:, None], guarded(torch.ones(5, 3)))
+        assert same_bits(got[:, 3:], reference.embedding_bag_rows([rows], indices, torch.arange(6), dims=[dim]))
 
 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("name", native.isas())
 def test_nothing_beyond_the_output_is_written(name, dim):
     """The kernel, called with an output that ends at a page without access."""
-    tables = rk.RowTables([table(3, dim), table(4, dim)])
+    tables = rk.RowTables([table(3, dim), table(4, dim, bits=4)], None, [dim, dim])
     indices, offsets = torch.tensor([0, 2, 2, 1]), torch.tensor([0, 1, 2, 4, 4])
     out = guarded(torch.full((2, 2 * dim), torch.nan))
     address, isa = out.data_ptr(), native.ISAS.index(name)
     assert not native.bags(tables.address, 2, indices.data_ptr(), 4, 1, offsets.data_ptr(), 2, None, 0, address, isa)
-    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), indices, offsets))
+    dims = tables.dims
+    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), indices, offsets, dims=dims))
     assert not native.rows(tables.address, 2, indices.data_ptr(), 2, 2, 1, 1, None, 0, 0, address, isa)
     by_table = indices.view(2, 2).t().reshape(-1)
-    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), by_table, torch.arange(5)))
+    assert same_bits(out, reference.embedding_bag_rows(list(tables.tables), by_table, torch.arange(5), dims=dims))
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -121,15 +145,15 @@ def test_tables_operands_and_offsets_of_other_strides(name):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("batch", [0, 1, 5, 64, 513, 1100])
 def test_look_ups_have_the_bits_of_bags_of_one(name, dtype, batch):
-    columns = [2, 0, 3, 3]
-    rows = [table(30, 7), table(5, 64), table(9, 100), table(2, 1)]
+    columns, dims = [2, 0, 3, 3], [7, 64, 100, 1]
+    rows = [table(30, 7, bits=4), table(5, 64), table(9, 100, bits=4), table(2, 1)]
     g = torch.Generator().manual_seed(batch)
     indices = torch.stack([torch.randint(0, n, (batch,), generator=g) for n in (5, 50, 30, 2)], dim=1).to(dtype)
     front = torch.randn(batch, 5)
     flat = torch.cat([indices[:, c] for c in columns])
-    want = reference.embedding_bag_rows(rows, flat, torch.arange(flat.numel() + 1))
-    tables = rk.RowTables(rows, columns)
-    assert len(tables) == 4 and tables.dims == [7, 64, 100, 1]
+    want = reference.embedding_bag_rows(rows, flat, torch.arange(flat.numel() + 1), dims=dims)
+    tables = rk.RowTables(rows, columns, dims)
+    assert len(tables) == 4 and tables.dims == dims
     with path(name):
         for given in (indices, indices.t().contiguous().t(), torch.cat([indices, indices], dim=1)):
             assert same_bits(rk.look_up_rows(tables, given), want)
@@ -212,6 +236,47 @@ def test_look_ups_refuse(name, indices, front, text):
 
 
 @pytest.mark.parametrize(
+    "dims, text",
+    [
+        ([8], "dims has 1 entries for 2 tables"),
+        ([8, 7], r"table 1 is torch.uint8 of shape \(4, 24\), its dim 7; .* take 11 \(int8\) or 8 \(int4\) bytes"),
+        ([8, 0], "table 1 .* its dim 0"),
+    ],
+)
+def test_refuses_dims_that_do_not_fit(dims, text):
+    tables = [table(5, 8), table(4, 20)]
+    with pytest.raises(rk.KernelInputError, match=text):
+        rk.embedding_bag_rows(tables, torch.tensor([0, 0]), torch.tensor([0, 1, 2]), "sum", None, dims)
+    with pytest.raises(rk.KernelInputError, match=text):
+        rk.RowTables(tables, None, dims)
+    with pytest.raises(rk.KernelInputError, match=r"RowTables have \[8, 20\]; leave it out"):
+        rk.embedding_bag_rows(rk.RowTables(tables), torch.tensor([0]), torch.tensor([0]), "sum", None, dims)
+
+
+def test_refuses_rows_as_they_are_of_two_tables():
+    tables = [table(5, 8), table(4, 20)]
+    for given in (tables, rk.RowTables(tables)):
+        with pytest.raises(rk.KernelInputError, match="pooling 'none' with 2 tables; it is defined for one"):
+            rk.embedding_bag_rows(given, torch.tensor([0, 0]), torch.tensor([0, 1, 2]), "none")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_rows_past_2_to_the_31_bytes(name, tmp_path):
+    """In a sparse file, of which three pages are ever written."""
+    for bits, count in ((8, 32_000_000), (4, 60_000_000)):
+        stride = row_bytes(64, bits)
+        assert count * stride > 2**31
+        rows = torch.from_file(str(tmp_path / f"{bits}"), True, count * stride, dtype=torch.uint8).view(count, stride)
+        at = torch.tensor([count - 1, 0, 2**31 // stride + 1])
+        rows[at] = table(3, 64, bits=bits)
+        with path(name):
+            got = rk.embedding_bag_rows([rows], at, torch.arange(4), "sum", None, [64])
+            assert same_bits(got, reference.embedding_bag_rows([rows], at, torch.arange(4), dims=[64]))
+            assert same_bits(rk.look_up_rows(rk.RowTables([rows], None, [64]), at), got)
+        assert bool(got.any(dim=1).all())
+
+
+@pytest.mark.parametrize(
     "tables, columns, text",
     [
         ([], None, "0 tables"),
@@ -226,8 +291,8 @@ def test_row_tables_refuse(tables, columns, text):
 
 
 def test_row_tables_keep_what_they_describe_and_copies_describe_their_own():
-    given = [table(50, 16), table(60, 8)]
-    tables = rk.RowTables(given, [1, 0])
+    given = [table(50, 16), table(60, 8, bits=4)]
+    tables = rk.RowTables(given, [1, 0], [16, 8])
     indices = torch.tensor([[59, 49], [0, 3]])
     want = rk.look_up_rows(tables, indices)
     twin = copy.deepcopy(tables)
@@ -251,6 +316,8 @@ def test_autograd_and_tracing_go_round_the_short_way(name):
         assert torch.equal(front.grad, torch.ones(2, 4))
         rows, offsets = list(tables.tables), torch.arange(3)
         traced = make_fx(lambda i: rk.embedding_bag_rows(rows, i, offsets))(indices[:, 0])
+        assert torch.ops.recpress.embedding_bag_rows.default in {n.target for n in traced.graph.nodes}
+        traced = make_fx(lambda i: rk.embedding_bag_rows(tables, i, offsets))(indices[:, 0])
         assert torch.ops.recpress.embedding_bag_rows.default in {n.target for n in traced.graph.nodes}
         looked = make_fx(lambda i: rk.look_up_rows(tables, i))(indices)
         assert torch.ops.recpress.embedding_bag_rows.default in {n.target for n in looked.graph.nodes}

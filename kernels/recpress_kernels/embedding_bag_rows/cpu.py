@@ -9,10 +9,7 @@ from torch import Tensor
 from recpress_kernels import native
 from recpress_kernels.embedding_bag_rows import reference
 from recpress_kernels.embedding_bag_rows.bounds import check_bags
-from recpress_kernels.formats.rows import TAIL_BYTES, dequantize_rows_int8
-
-_FIELDS = 5
-_DIM = 3
+from recpress_kernels.formats.rows import bits_of, dequantize_rows
 
 
 def embedding_bag_rows(
@@ -21,22 +18,40 @@ def embedding_bag_rows(
     offsets: Tensor,
     pooling: str,
     per_sample_weights: Tensor | None,
+    dims: Sequence[int],
 ) -> Tensor:
     """The op: float32 ``[B, sum of widths]``, equal to the reference bit for bit.
 
     Raises:
         IndexBoundsError: an index outside its table, or offsets that describe no bags of these indices.
     """
-    described = None if native.bags is None else describe(tables, range(len(tables)))
-    if described is None:
+    described = None if native.bags is None else describe(tables, dims, range(len(tables)))
+    address = None if described is None else described.buffer_info()[0]
+    return run(address, tables, indices, offsets, pooling, per_sample_weights, dims, sum(dims))
+
+
+def run(
+    address: int | None,
+    tables: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor,
+    pooling: str,
+    per_sample_weights: Tensor | None,
+    dims: Sequence[int],
+    width: int,
+) -> Tensor:
+    """The op on tables that are described at ``address``, or are not; ``width`` is the sum of ``dims``."""
+    if address is None or native.bags is None:
         check_bags(tables, indices, offsets)
-        return _through_torch(tables, indices, offsets, pooling, per_sample_weights)
+        return _through_torch(tables, indices, offsets, pooling, per_sample_weights, dims)
     indices, offsets = indices.contiguous(), offsets.contiguous()
+    if pooling == "none":
+        return _rows(address, tables, indices, offsets, width)
     weights = None if per_sample_weights is None else per_sample_weights.contiguous()
     batch = (offsets.shape[0] - 1) // len(tables)
-    out = torch.empty(batch, sum(described[_DIM::_FIELDS]))
+    out = torch.empty(batch, width)
     code = native.bags(
-        described.buffer_info()[0],
+        address,
         len(tables),
         indices.data_ptr(),
         indices.shape[0],
@@ -54,18 +69,27 @@ def embedding_bag_rows(
     return out
 
 
-def describe(tables: Sequence[Tensor], columns: Sequence[int]) -> array | None:
-    """The array of ``Table`` of abi.h, five int64 a table: rows, count, stride, dim, column.
+def _rows(address: int, tables: Sequence[Tensor], indices: Tensor, offsets: Tensor, width: int) -> Tensor:
+    check_bags(tables, indices, offsets)
+    out = torch.empty(indices.shape[0], width)
+    strides = (1, 0, indices.dtype is torch.int64, None, 0, 0)
+    code = native.rows(address, 1, indices.data_ptr(), indices.shape[0], *strides, out.data_ptr(), native.isa)
+    native.check("embedding_bag_rows", code)
+    return out
+
+
+def describe(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int]) -> array | None:
+    """The array of ``Table`` of abi.h, six int64 a table: rows, count, stride, dim, column, bits.
 
     None where the bytes of a row do not lie side by side. The addresses are valid while the tables live.
     """
     fields: list[int] = []
-    for table, column in zip(tables, columns, strict=True):
+    for table, dim, column in zip(tables, dims, columns, strict=True):
         count, width = table.shape
         stride, step = table.stride()
         if step != 1:
             return None
-        fields += (table.data_ptr(), count, stride, width - TAIL_BYTES, column)
+        fields += (table.data_ptr(), count, stride, dim, column, bits_of(width, dim))
     return array("q", fields)
 
 
@@ -81,17 +105,21 @@ def path(tables: Sequence[Tensor]) -> str:
 
 
 def _through_torch(
-    tables: Sequence[Tensor], indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None
+    tables: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor,
+    pooling: str,
+    per_sample_weights: Tensor | None,
+    dims: Sequence[int],
 ) -> Tensor:
     batch = (offsets.numel() - 1) // len(tables)
     single = per_sample_weights is None and indices.numel() == batch * len(tables) and _steps_by_one(offsets)
-    if not single:
-        return reference.embedding_bag_rows(list(tables), indices, offsets, pooling, per_sample_weights)
+    if not single or pooling == "none":
+        return reference.embedding_bag_rows(list(tables), indices, offsets, pooling, per_sample_weights, list(dims))
     # Bags of one index, the usual case of a recommender, have a short way. The zero is the reference's first addend.
     per_table = indices.reshape(len(tables), batch)
-    return torch.cat(
-        [dequantize_rows_int8(t.index_select(0, i)) for t, i in zip(tables, per_table, strict=True)], dim=1
-    ).add_(0.0)
+    parts = zip(tables, per_table, dims, strict=True)
+    return torch.cat([dequantize_rows(t.index_select(0, i), dim) for t, i, dim in parts], dim=1).add_(0.0)
 
 
 def _steps_by_one(offsets: Tensor) -> bool:

@@ -7,62 +7,85 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.embedding_bag_rows import cpu
+from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.errors import IndexBoundsError, KernelInputError
-from recpress_kernels.formats.rows import TAIL_BYTES
+from recpress_kernels.formats.rows import LEVELS, TAIL_BYTES, bits_of, row_bytes
 from recpress_kernels.library import direct
 
 _WIDE = {torch.int32: 0, torch.int64: 1}
 
 
 class RowTables:
-    """Tables of int8 rows, each with the column of its indices, described once for the native kernels.
+    """Tables of int8 or int4 rows, each with the column of its indices, described once for the native kernels.
 
     To describe and check 26 tables takes 50 us, five times the look-ups of one row. This object owns aliases of the
     tables, so that the addresses in its description stay valid as long as it lives; copies describe their own.
 
     Args:
-        tables: T tensors uint8 ``[rows_t, dim_t + 4]`` in the form of formats/rows.py, on the CPU, at least one.
+        tables: T tensors uint8 in the form of formats/rows.py, on the CPU, at least one: ``[rows_t, dim_t + 4]`` of
+            int8 or ``[rows_t, ceil(dim_t / 2) + 4]`` of int4.
         columns: for each table the column of the indices that it is looked up by; by default t for table t.
+        dims: the width of each table's rows, which tells int8 from int4; None where all are int8.
 
     Raises:
-        KernelInputError: a table has another dtype, shape or device, or the columns do not fit.
+        KernelInputError: a table has another dtype, shape or device, or the columns or dims do not fit.
     """
 
-    __slots__ = ("_described", "address", "columns", "needs", "tables", "width")
+    __slots__ = ("_described", "address", "columns", "dims", "needs", "tables", "width")
 
-    def __init__(self, tables: Sequence[Tensor], columns: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, tables: Sequence[Tensor], columns: Sequence[int] | None = None, dims: Sequence[int] | None = None
+    ) -> None:
         self.columns = tuple(range(len(tables)) if columns is None else columns)
         if not tables or len(self.columns) != len(tables) or min(self.columns) < 0:
             raise KernelInputError(
                 f"RowTables: {len(tables)} tables and columns {self.columns}; give at least one table and as many "
                 "columns, from 0"
             )
-        for t, table in enumerate(tables):
-            if problem := table_problem(t, table) or (None if table.is_cpu else f"table {t} is on {table.device}"):
-                raise KernelInputError(f"RowTables: {problem}")
+        elsewhere = [f"table {t} is on {table.device}" for t, table in enumerate(tables) if not table.is_cpu]
+        if problem := tables_problem(tables, dims) or next(iter(elsewhere), None):
+            raise KernelInputError(f"RowTables: {problem}")
         self.tables = tuple(table.detach() for table in tables)
-        self.width = sum(table.shape[1] - TAIL_BYTES for table in tables)
+        self.dims = widths(tables, dims)
+        """The width of each table's rows."""
+        self.width = sum(self.dims)
         self.needs = max(self.columns) + 1
-        self._described = cpu.describe(self.tables, self.columns)
+        self._described = cpu.describe(self.tables, self.dims, self.columns)
         self.address = None if self._described is None else self._described.buffer_info()[0]
 
     def __len__(self) -> int:
         return len(self.tables)
 
     def __reduce__(self):
-        return RowTables, (self.tables, self.columns)
+        return RowTables, (self.tables, self.columns, self.dims)
 
     @property
-    def dims(self) -> list[int]:
-        """The width of each table's rows."""
-        return [table.shape[1] - TAIL_BYTES for table in self.tables]
+    def dims_of_op(self) -> list[int] | None:
+        """``dims`` as the op takes it: None where all rows are int8, as graphs have always had it."""
+        return None if self.dims == widths(self.tables, None) else self.dims
 
 
-def table_problem(t: int, table: Tensor) -> str | None:
-    """Why ``table`` cannot be table ``t`` of a call, or None."""
-    if table.dtype != torch.uint8 or table.dim() != 2 or table.shape[1] <= TAIL_BYTES:
-        return f"table {t} is {table.dtype} of shape {tuple(table.shape)}; give uint8 [rows, dim + {TAIL_BYTES}]"
+def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str | None:
+    """Why ``tables`` with rows of ``dims`` values cannot be those of a call, or None."""
+    if not tables:
+        return "tables is empty; give at least one"
+    if dims is not None and len(dims) != len(tables):
+        return f"dims has {len(dims)} entries for {len(tables)} tables; give the width of each table's rows"
+    device = tables[0].device
+    for t, table in enumerate(tables):
+        shape = table.shape
+        if table.dtype is not torch.uint8 or len(shape) != 2 or shape[1] <= TAIL_BYTES:
+            return f"{_told(t, table)}; give uint8 [rows, dim + {TAIL_BYTES}]"
+        if dims is not None and bits_of(shape[1], dims[t]) is None:
+            needs = " or ".join(f"{row_bytes(dims[t], bits)} (int{bits})" for bits in LEVELS)
+            return f"{_told(t, table)}, its dim {dims[t]}; rows of that many values take {needs} bytes"
+        if table.device != device:
+            return f"{_told(t, table)} on {table.device}, table 0 on {device}; move them to one device"
     return None
+
+
+def _told(t: int, table: Tensor) -> str:
+    return f"table {t} is {table.dtype} of shape {tuple(table.shape)}"
 
 
 def look_up_rows(tables: RowTables, indices: Tensor, front: Tensor | None = None) -> Tensor:
@@ -128,7 +151,7 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
         check_rows(tables, indices)
     flat = indices[:, list(tables.columns)].t().reshape(-1)
     offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
-    return torch.ops.recpress.embedding_bag_rows(list(tables.tables), flat, offsets)
+    return torch.ops.recpress.embedding_bag_rows(list(tables.tables), flat, offsets, "sum", None, tables.dims_of_op)
 
 
 def check_rows(tables: RowTables, indices: Tensor) -> None:

@@ -26,6 +26,7 @@ enum Status : int32_t {
     kOffsets = -11,       // offsets do not begin with 0, go down, or do not end with the number of indices
     kIndex = -12,         // an index outside its table
     kFloatInputs = -13,   // a calibrated pair, or quantised x, for a layer whose inputs stay float
+    kValue = -14,         // NaN, infinity or a value beyond float16's range in a table to quantise
 };
 
 enum Dtype : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUInt8 = 3 };
@@ -102,14 +103,15 @@ Status run_portable(const Call& call);
 Status run_avx2(const Call& call);
 Status run_vnni(const Call& call);
 
-// Tables of int8 rows; formats/rows.py writes them, embedding_bag_rows/tables.py this structure.
+// Tables of int8 or int4 rows; formats/rows.py describes them, embedding_bag_rows/cpu.py writes this structure.
 
 constexpr int kTail = 4;  // bytes behind the codes of a row: its scale and its bias, float16
 
 struct Table {
-    const uint8_t* rows;  // uint8 [count, dim + kTail], row i at i * stride
+    const uint8_t* rows;  // uint8 [count, ceil(dim * bits / 8) + kTail], row i at i * stride
     int64_t count, stride, dim;
     int64_t column;  // of the indices, for single look-ups
+    int64_t bits;    // of a code: 8, or 4 with the even code in the low half of its byte
 };
 
 struct Bags {
@@ -131,6 +133,18 @@ struct Bags {
 Status bags_portable(const Bags& call);
 Status bags_avx2(const Bags& call);
 Status bags_vnni(const Bags& call);
+
+struct RowsToQuantize {
+    const float* x;  // [rows, dim], row i at i * x_stride
+    int64_t rows, dim, x_stride;
+    int32_t bits;
+    uint8_t* out;  // [rows, ceil(dim * bits / 8) + kTail], row i at i * out_stride
+    int64_t out_stride;
+};
+
+Status quantize_rows_portable(const RowsToQuantize& call);
+Status quantize_rows_avx2(const RowsToQuantize& call);
+Status quantize_rows_vnni(const RowsToQuantize& call);
 
 // The instruction set to run: kAuto resolved, or -1 where the one asked for is not built in or not on this CPU.
 int32_t resolve(int32_t isa);

@@ -2,7 +2,9 @@
 #include "simd_avx2.h"
 // After the lanes.
 #include "bags.h"
+#include "quantize_table.h"
 #include "run.h"
 
 recpress::Status recpress::run_avx2(const Call& call) { return run(call); }
 recpress::Status recpress::bags_avx2(const Bags& call) { return bags(call); }
+recpress::Status recpress::quantize_rows_avx2(const RowsToQuantize& call) { return quantize_table(call); }

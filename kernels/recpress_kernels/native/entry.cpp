@@ -26,7 +26,7 @@ bool has(Isa isa) {
 #elif defined(RP_X86)
     if (isa == kAvx512Vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
     if (isa == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return isa == kPortable;
@@ -145,7 +145,7 @@ void pack_float_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t 
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 6; }
+RP_EXPORT int32_t recpress_abi() { return 7; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }

@@ -76,6 +76,12 @@ inline void store_clamped(uint8_t* p, const I (&a)[4]) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
 }
 
+// Whole numbers 0 to 255 as bytes.
+inline void store_bytes(uint8_t* p, I a) {
+    __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+}
+
 inline F load_half(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -94,6 +100,14 @@ inline F load_codes(const uint8_t* p, int64_t n) {
     __m128i codes = n < 4 ? _mm_cvtsi32_si128(four) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes))};
 }
+// The same of codes of 4 bits, two in a byte; behind n < W of them anything.
+inline F load_nibbles(const uint8_t* p) {
+    int32_t eight;
+    std::memcpy(&eight, p, 4);
+    __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    return {_mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)))};
+}
+inline F load_nibbles(const uint8_t* p, int64_t) { return load_nibbles(p); }
 // The first n < W lanes.
 inline void store(float* p, F a, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
 inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {

@@ -7,6 +7,7 @@
 
 #ifdef RECPRESS_SIMDE  // emulation, for the tests
 #include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
 // What SIMDe 0.7 lacks, by halves.
 static inline __m512 _mm512_cvtepi32_ps(__m512i a) {
@@ -41,6 +42,32 @@ static inline __m512i _mm512_cvtps_epi32(__m512 a) {
     for (int i = 0; i < 16; i += 8)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtps_epi32(_mm256_loadu_ps(in + i)));
     return _mm512_loadu_si512(out);
+}
+static inline __m512i _mm512_cvtepu8_epi64(__m128i a) {
+    uint8_t in[16];
+    int64_t out[8];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(in), a);
+    for (int i = 0; i < 8; i++) out[i] = in[i];
+    return _mm512_loadu_si512(out);
+}
+static inline __m128i _mm512_cvtusepi32_epi8(__m512i a) {
+    uint32_t in[16];
+    uint8_t out[16];
+    _mm512_storeu_si512(in, a);
+    for (int i = 0; i < 16; i++) out[i] = uint8_t(in[i] > 255 ? 255 : in[i]);
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(out));
+}
+static inline __m128i _mm_maskz_loadu_epi8(uint16_t mask, const void* p) {
+    uint8_t out[16] = {};
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) out[i] = static_cast<const uint8_t*>(p)[i];
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(out));
+}
+static inline void _mm512_mask_storeu_ps(float* p, uint16_t mask, __m512 a) {
+    float in[16];
+    _mm512_storeu_ps(in, a);
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) p[i] = in[i];
 }
 #else
 #include <immintrin.h>
@@ -111,6 +138,37 @@ inline void store_clamped(uint8_t* p, const I (&a)[C]) {
 // W codes of a table as floats.
 inline F load_codes(const uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
+// Eight bytes of codes of 4 bits, two in a byte, as floats. Byte i is widened to lanes 2i and 2i + 1; shifted by 28, its
+// high half begins the upper lane.
+inline F expand_nibbles(__m128i eight) {
+    __m512i bytes = _mm512_cvtepu8_epi64(eight);
+    __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28));
+    return {_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15)))};
+}
+inline F load_nibbles(const uint8_t* p) { return expand_nibbles(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+
+// n < W codes with zeros behind them, and the first n lanes. What is masked out is not touched.
+inline F load_codes(const uint8_t* p, int64_t n) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(uint16_t((1 << n) - 1), p)))};
+}
+inline F load_nibbles(const uint8_t* p, int64_t n) {
+    return expand_nibbles(_mm_maskz_loadu_epi8(uint16_t((1 << (n + 1) / 2) - 1), p));
+}
+inline void store(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, uint16_t((1 << n) - 1), a.v); }
+inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    __m128 floats = _mm_cvtph_ps(_mm_cvtsi32_si128(pair));
+    *scale = {_mm512_broadcastss_ps(floats)};
+    *bias = {_mm512_broadcastss_ps(_mm_movehdup_ps(floats))};
+}
+#define RP_CODES_IN_LANES 1
+
+// Whole numbers 0 to 255 as bytes.
+inline void store_bytes(uint8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(a.v));
 }
 
 inline Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }

@@ -79,6 +79,17 @@ inline F load_codes(const uint8_t* p) {
     return {__builtin_convertvector(codes, Float4)};
 }
 
+// W codes of 4 bits, two in a byte, as floats.
+inline F load_nibbles(const uint8_t* p) {
+    Int4 codes = {p[0] & 15, p[0] >> 4, p[1] & 15, p[1] >> 4};
+    return {__builtin_convertvector(codes, Float4)};
+}
+
+// Whole numbers 0 to 255 as bytes.
+inline void store_bytes(uint8_t* p, I a) {
+    for (int i = 0; i < W; i++) p[i] = uint8_t(a.v[i]);
+}
+
 inline Bytes load_bytes(const int8_t* p) { Bytes b; std::memcpy(&b.v, p, 16); return b; }
 inline Bytes broadcast4(const uint8_t* p) {
     int32_t four;

@@ -3,7 +3,9 @@
 #include "simd_avx512.h"
 // After the lanes.
 #include "bags.h"
+#include "quantize_table.h"
 #include "run.h"
 
 recpress::Status recpress::run_vnni(const Call& call) { return run(call); }
 recpress::Status recpress::bags_vnni(const Bags& call) { return bags(call); }
+recpress::Status recpress::quantize_rows_vnni(const RowsToQuantize& call) { return quantize_table(call); }

@@ -30,11 +30,13 @@ _ANY_STRIDES = {_OPS.cat.default, _OPS.stack.default, _OPS.add.Tensor, _OPS.sub.
 class _LookUp:
     """A bag of one index for each row: the op's node, the table, and the column of ``source`` that holds the indices.
 
-    ``column`` is None where the indices are the whole of ``source``, of one dimension.
+    ``dim`` is the width of the table's rows; ``column`` is None where the indices are the whole of ``source``, of one
+    dimension.
     """
 
     node: Node
     table: Tensor
+    dim: int
     source: Node
     column: int | None
 
@@ -53,7 +55,7 @@ def lower_tables(module: GraphModule) -> tuple[int, int]:
             groups.setdefault(look_up.source, []).append(look_up)
     calls = [*groups.values(), *alone]
     for i, group in enumerate(calls):
-        tables = RowTables([g.table for g in group], [g.column or 0 for g in group])
+        tables = RowTables([g.table for g in group], [g.column or 0 for g in group], [g.dim for g in group])
         name = f"row_tables_{i}"
         setattr(module, name, tables)
         if not _join(module, group, name, tables):
@@ -71,8 +73,9 @@ def _match(module: GraphModule, node: Node) -> _LookUp | None:
     if node.target is not torch.ops.recpress.embedding_bag_rows.default or len(node.args) < 3:
         return None
     tables, indices, offsets = node.args[:3]
-    weights = [*node.args[4:5], *node.kwargs.values()]
-    if len(tables) != 1 or tables[0].op != "get_attr" or any(w is not None for w in weights):
+    given = {**dict(zip(("weights", "dims"), node.args[4:], strict=False)), **node.kwargs}
+    dims = given.pop("dims", None)
+    if len(tables) != 1 or tables[0].op != "get_attr" or any(v is not None for v in given.values()):
         return None
     # With offsets 0, 1, 2, ... to their number, bags of one index: their mean is their sum.
     ends = offsets.args if offsets.target is _OPS.arange.default else ()
@@ -80,11 +83,11 @@ def _match(module: GraphModule, node: Node) -> _LookUp | None:
         return None
     table = _attribute(module, tables[0].target)
     try:
-        RowTables([table])
+        dim = RowTables([table], None, dims).width
     except KernelInputError:
         return None
     source, column = _column(indices)
-    return _LookUp(node, table, source, column)
+    return _LookUp(node, table, dim, source, column)
 
 
 def _column(indices: Node) -> tuple[Node, int | None]:

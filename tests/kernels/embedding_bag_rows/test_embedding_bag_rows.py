@@ -3,7 +3,7 @@ import torch
 
 from recpress_kernels import IndexBoundsError, KernelInputError, embedding_bag_rows
 from recpress_kernels.embedding_bag_rows import reference
-from recpress_kernels.formats.rows import dequantize_rows_int8, quantize_rows_int8
+from recpress_kernels.formats.rows import dequantize_rows_int8, quantize_rows_int4, quantize_rows_int8
 
 
 def tables(*shapes):
@@ -95,7 +95,7 @@ def test_a_table_of_no_rows_has_no_valid_index():
         ({"indices": torch.zeros(1, 2, dtype=torch.int64)}, "one dimension"),
         ({"offsets": torch.zeros(3, dtype=torch.int32)}, "offsets is torch.int32"),
         ({"offsets": torch.zeros(0, dtype=torch.int64)}, "offsets has 0 entries"),
-        ({"pooling": "max"}, "pooling is 'max'; allowed are sum, mean"),
+        ({"pooling": "max"}, "pooling is 'max'; allowed are sum, mean, none"),
         ({"pooling": "mean", "per_sample_weights": torch.ones(2)}, "defined for 'sum' alone"),
         ({"per_sample_weights": torch.ones(3)}, "per_sample_weights is"),
     ],
@@ -110,3 +110,9 @@ def test_is_a_proper_op():
     args = (tables((3, 4), (5, 2)), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3, 4]))
     torch.library.opcheck(torch.ops.recpress.embedding_bag_rows.default, args)
     torch.library.opcheck(torch.ops.recpress.embedding_bag_rows.default, (*args, "sum", torch.ones(4)))
+    mixed = ([args[0][0], quantize_rows_int4(torch.randn(5, 9))], *args[1:], "mean", None, [4, 9])
+    torch.library.opcheck(torch.ops.recpress.embedding_bag_rows.default, mixed)
+    torch.library.opcheck(
+        torch.ops.recpress.embedding_bag_rows.default,
+        (args[0][:1], torch.tensor([2, 0]), torch.tensor([0, 0, 2]), "none"),
+    )

@@ -39,7 +39,7 @@ def test_step_is_no_wider_than_float16_forces_it_to_be():
 def test_chunks_give_the_same_bytes(monkeypatch):
     table = torch.randn(100, 8)
     whole = quantize_rows_int8(table)
-    monkeypatch.setattr(rows, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(rows, "CHUNK_ROWS", {"range": 7})
     assert torch.equal(quantize_rows_int8(table), whole)
 
 

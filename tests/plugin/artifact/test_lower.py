@@ -12,7 +12,7 @@ from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
 from recpress.layers import Int8Embedding, Int8EmbeddingBag
 from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
-from recpress_kernels.formats.rows import quantize_rows_int8
+from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_mlp import choice
 from recpress_kernels.support import Support
@@ -144,6 +144,27 @@ class Bags(nn.Module):
 
 def test_bags_of_any_other_form_stay_as_they_are():
     check(Bags(), 0, left=5)
+
+
+class Rows(nn.Module):
+    """One look-up in a table of int8 rows and two in tables of int4 rows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.register_buffer("whole", quantize_rows_int8(torch.randn(40, 8)))
+        self.register_buffer("even", quantize_rows_int4(torch.randn(7, 8)))
+        self.register_buffer("odd", quantize_rows_int4(torch.randn(30, 5)))
+
+    def forward(self, x, sparse):
+        offsets = torch.arange(sparse.shape[0] + 1)
+        given = zip((self.whole, self.even, self.odd), (None, [8], [5]), range(3), strict=True)
+        rows = [embedding_bag_rows([t], sparse[:, i], offsets, "sum", None, dims) for t, dims, i in given]
+        return torch.cat([x, *rows], dim=1)
+
+
+def test_int8_and_int4_tables_become_one_call():
+    check(Rows(), 1)
 
 
 def test_float_tables_stay_as_they_are():
