@@ -7,7 +7,9 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
 * ``weight_only_linear``: int8 weights under float activations;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
-  a table and row, in tables described once by ``RowTables``.
+  a table and row, in tables described once by ``RowTables``;
+* ``dot_interaction``: the dot products of all pairs of a row's vectors, as DLRM takes them;
+* ``fm_interaction``: the second order of a factorisation machine.
 
 It needs torch and triton alone and can be used without the plugin. Where torch is not installed no op is
 registered, but the kernels and ``recpress_kernels.inspect`` can be used.
@@ -19,8 +21,10 @@ from recpress_kernels.errors import IndexBoundsError, KernelInputError, Recpress
 from recpress_kernels.support import Support
 
 if find_spec("torch") is not None:
+    from recpress_kernels.dot_interaction.op import dot_interaction
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
+    from recpress_kernels.fm_interaction.op import fm_interaction
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
@@ -33,7 +37,9 @@ __all__ = [
     "RecpressError",
     "RowTables",
     "Support",
+    "dot_interaction",
     "embedding_bag_rows",
+    "fm_interaction",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",

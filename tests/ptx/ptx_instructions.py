@@ -1,4 +1,4 @@
-"""The instructions of PTX that triton emits for sm_80 to sm_89 and sm_120, by their name before the first dot.
+"""The instructions of PTX that triton emits for sm_80 to sm_90 and sm_120, by their name before the first dot.
 
 A mixin of ptx_machine.Machine, which provides operands: ``_read``, ``_write``, ``_address``, ``_warps`` act on the
 threads ``now``. Flushing denormals (``ftz``) and approximation are not modelled: both are computed as IEEE.
@@ -273,6 +273,15 @@ class Instructions:
         self.now = everyone
         for target, word in zip(targets, warp.ldmatrix(rows, "trans" in i.modifiers), strict=True):
             self._write(target, word.reshape(-1))
+
+    def _op_stmatrix(self, i: Instruction) -> None:
+        address, source = i.operands
+        sources = list(source) if isinstance(source, Vector) else [source]
+        rows = warp.stmatrix([self._warps(one) for one in sources], "trans" in i.modifiers).reshape(-1, 16)
+        everyone, self.now = self.now, self.now[self.tid[self.now] % 32 < 8 * len(sources)]
+        space, where = self._where(i, address, 16, write=True)
+        space.bytes[where[:, None] + np.arange(16)] = rows
+        self.now = everyone
 
     def _op_mma(self, i: Instruction) -> None:
         d, a, b, c, *rest = i.operands

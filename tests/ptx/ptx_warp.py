@@ -1,4 +1,4 @@
-"""PTX instructions that a warp executes together: ldmatrix, shfl, mma.sync and mma.sp.
+"""PTX instructions that a warp executes together: ldmatrix, stmatrix, shfl, mma.sync and mma.sp.
 
 Registers come as ``[warps, 32]`` words. Fragment layouts are those of the PTX ISA, with g = lane // 4, t = lane % 4.
 """
@@ -20,6 +20,15 @@ def ldmatrix(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
         low, high = matrix[:, _G, 2 * _T], matrix[:, _G, 2 * _T + 1]
         results.append(low.astype(np.uint32) | high.astype(np.uint32) << 16)
     return results
+
+
+def stmatrix(registers: list[np.ndarray], transposed: bool) -> np.ndarray:
+    """The other way: ``[warps, 32]`` words for each matrix to uint8 ``[warps, 8 * matrices, 16]``, a row a lane."""
+    rows = []
+    for word in registers:
+        matrix = np.ascontiguousarray(word).view(np.uint16).reshape(len(word), 8, 8)
+        rows.append(matrix.transpose(0, 2, 1) if transposed else matrix)
+    return np.ascontiguousarray(np.concatenate(rows, axis=1)).view(np.uint8)
 
 
 def shuffle(mode: str, value: np.ndarray, by: np.ndarray, clamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
