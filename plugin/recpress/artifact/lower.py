@@ -1,8 +1,9 @@
 """Rewrite a loaded graph for the device at hand.
 
 The artifact holds canonical weights and one op a layer. On a CPU each chain of ``int8_linear``, ``weight_only_linear``
-and activations becomes one call on a buffer that the native kernels read, and look-ups become one call; graph nodes
-that do nothing go too: at batch 1 a recommender costs its calls. On a GPU rows of weights are padded to whole vectors.
+and activations becomes one call on a buffer that the native kernels read, look-ups become one call, and so do the dot
+products of all pairs of vectors; graph nodes that do nothing go too: at batch 1 a recommender costs its calls. On a GPU
+rows of weights are padded to whole vectors.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from recpress.artifact.lower_interactions import lower_interactions
 from recpress.artifact.lower_tables import lower_tables
+from recpress.artifact.nodes import only_user
 from recpress_kernels import int8_mlp_packed, native, pack_stack
 
 _OPS = torch.ops.aten
@@ -50,13 +53,15 @@ def lower(module: GraphModule) -> str:
             stacks.append(stack)
     for i, stack in enumerate(stacks):
         _replace(module, stack, f"packed_{i}")
+    triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     left = len(linears) - len(taken)
     rest = f", {left} one at a time" if left else ""
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
-    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{looked}"
+    dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
+    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{dots}{looked}"
 
 
 def lower_to_gpu(module: GraphModule) -> str:
@@ -97,7 +102,7 @@ def _follow(node: Node) -> _Stack:
     while True:
         end, activation = _with_activation(node)
         layers.append((node, activation))
-        after = _only_user(end)
+        after = only_user(end)
         linear = after is not None and after.target in LINEARS
         if not (linear and after.args[0] is end and _packable(after)):
             return _Stack(layers, end)
@@ -105,17 +110,13 @@ def _follow(node: Node) -> _Stack:
 
 
 def _with_activation(node: Node) -> tuple[Node, str]:
-    after = _only_user(node)
+    after = only_user(node)
     if after is not None and after.args[:1] == (node,):
         if after.target in _ACTIVATIONS:
             return after, _ACTIVATIONS[after.target]
         if after.target is _OPS.gelu.default:
             return after, "gelu_tanh" if after.kwargs.get("approximate") == "tanh" else "gelu_erf"
     return node, "none"
-
-
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _replace(module: GraphModule, stack: _Stack, name: str) -> None:
