@@ -27,6 +27,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 FLAGS = {
     "entry.cpp": [],
     "entry_bags.cpp": [],
+    "entry_interaction.cpp": [],
     "portable.cpp": [],
     **(
         {

@@ -10,7 +10,9 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``sparse24_linear``: a linear layer on 2:4 weights in float16 or bfloat16;
 * ``int8_sparse24_linear_fragments``, ``sparse24_linear_fragments``: 2:4 weights packed for a GPU's sparse tensor cores;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
-  a table and row, in tables described once by ``RowTables``, and ``bags_of_padded`` makes bags of padded ids.
+  a table and row, in tables described once by ``RowTables``, and ``bags_of_padded`` makes bags of padded ids;
+* ``dot_interaction``: the dot products of all pairs of a row's vectors, as DLRM takes them;
+* ``fm_interaction``: the second order of a factorisation machine.
 
 It needs torch and triton alone and can be used without the plugin. Where torch is not installed no op is
 registered, but the kernels and ``recpress_kernels.inspect`` can be used.
@@ -22,9 +24,11 @@ from recpress_kernels.errors import IndexBoundsError, KernelInputError, Recpress
 from recpress_kernels.support import Support
 
 if find_spec("torch") is not None:
+    from recpress_kernels.dot_interaction.op import dot_interaction
     from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
     from recpress_kernels.embedding_bag_rows.padded import bags_of_padded
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
+    from recpress_kernels.fm_interaction.op import fm_interaction
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
     from recpress_kernels.formats.sparse24 import Sparse24
     from recpress_kernels.int8_linear.op import int8_linear
@@ -46,7 +50,9 @@ __all__ = [
     "Support",
     "bags_of_padded",
     "choose_stack",
+    "dot_interaction",
     "embedding_bag_rows",
+    "fm_interaction",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from int8_cases import guarded, hard_rows, layer, rows, same_bits
+from support.interaction_oracle import PAIR, SHAPES, dots, quantized, second_order, whole_numbers
 from support.sparse24_oracle import canonical
 
 import recpress_kernels as rk
@@ -32,7 +33,8 @@ def vnni(tmp_path_factory):
     target = tmp_path_factory.mktemp("vnni") / native.LIBRARY_NAME
     flags = ["-O1", "-std=c++17", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
     emulate = ["-DRECPRESS_SIMDE", "-DSIMDE_ENABLE_NATIVE_ALIASES"]
-    sources = [str(SOURCES / name) for name in ("vnni.cpp", "portable.cpp", "entry.cpp", "entry_bags.cpp")]
+    names = ("vnni.cpp", "portable.cpp", "entry.cpp", "entry_bags.cpp", "entry_interaction.cpp")
+    sources = [str(SOURCES / name) for name in names]
     subprocess.run([compiler, *flags, *emulate, *sources, "-o", str(target)], check=True)
     library, reason = native.load(target)
     assert library, reason
@@ -44,6 +46,8 @@ def vnni(tmp_path_factory):
         mock.patch.object(native, "bags", library.recpress_bags),
         mock.patch.object(native, "rows", library.recpress_rows),
         mock.patch.object(native, "quantize_rows", library.recpress_quantize_rows),
+        mock.patch.object(native, "dots", library.recpress_dots),
+        mock.patch.object(native, "second_order", library.recpress_second_order),
         mock.patch.object(native, "isa", code),
     ):
         yield library
@@ -143,6 +147,16 @@ def test_tables_of_rows(vnni):
         tables = rk.RowTables(rows, None, dims)
         got, want = both(lambda t=tables: rk.look_up_rows(t, torch.arange(18).view(9, 2) % 9))
         assert same_bits(got, want), dim
+
+
+def test_vectors_that_meet_each_other(vnni):
+    """Whole numbers, whose sums are the same bits in every order."""
+    for shape in SHAPES:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            vectors, front = (guarded(t) for t in whole_numbers(*shape, 5, dtype))
+            assert torch.equal(rk.dot_interaction(vectors, front), dots(vectors, front).to(dtype)), shape
+            assert torch.equal(rk.dot_interaction(vectors, front, True, *PAIR), quantized(dots(vectors, front, True)))
+            assert torch.equal(rk.fm_interaction(vectors), second_order(vectors).to(dtype)), shape
 
 
 def test_the_library_under_test_is_the_emulated_one(vnni):

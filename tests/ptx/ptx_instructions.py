@@ -1,4 +1,4 @@
-"""The instructions of PTX that triton emits for sm_80 to sm_89 and sm_120, by their name before the first dot.
+"""The instructions of PTX that triton emits for sm_80 to sm_90 and sm_120, by their name before the first dot.
 
 A mixin of ptx_machine.Machine, which provides operands: ``_read``, ``_write``, ``_address``, ``_warps`` act on the
 threads ``now``. Flushing denormals (``ftz``) and approximation are not modelled: both are computed as IEEE.

@@ -268,3 +268,23 @@ def test_bad_accesses_are_refused(access, message):
 def test_an_unknown_instruction_is_refused():
     with pytest.raises(NotImplementedError, match="frobnicate"):
         execute("frobnicate.b32 %r1, %r0;", out=np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix_puts_each_register_where_ldmatrix_would_take_it(transposed):
+    """Two matrices 8 x 8: lane 4 g + t holds elements (g, 2 t) and (g, 2 t + 1), or those of the transposed one."""
+    matrices = np.arange(128, dtype=np.uint16).reshape(2, 8, 8)
+    held = np.stack([m.T if transposed else m for m in matrices]).reshape(2, 32, 2)
+    fragments = words(held.transpose(1, 0, 2))[..., 0]  # [32, 2]
+    body = (
+        lane_address(10, 1, 8)
+        + "ld.global.v2.b32 {%r10, %r11}, [%rd10];\n"
+        + "shl.b32 %r20, %r0, 4;\n"
+        + f"stmatrix.sync.aligned.m8n8.x2{'.trans' if transposed else ''}.shared.b16 [%r20], {{%r10, %r11}};\n"
+        + "bar.sync 0;\nshl.b32 %r21, %r0, 3;\n"
+        + "ld.shared.v2.b32 {%r30, %r31}, [%r21];\n"
+        + lane_address(11, 0, 8)
+        + "st.global.v2.b32 [%rd11], {%r30, %r31};\n"
+    )
+    out = execute(body, fragments, out=np.zeros(128, np.uint16), shared=256)
+    assert (out.reshape(2, 8, 8) == matrices).all()

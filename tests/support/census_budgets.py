@@ -68,6 +68,13 @@ BUDGETS = (
     Budget("weight_only_linear.gemm", "sm_90", r"(128|64)x(128|64)x64 .*(fp16|bf16)$", 70.0),
     Budget("weight_only_linear.gemm", "sm_(8.|90|120)", r"(16|32)x.*fp16$", 26.5),
     Budget("weight_only_linear.gemm", "sm_.*", r".*fp32$", None, load_widths=frozenset({"16", "8"})),
+    # Next to nothing is multiplied: a row of 6 vectors is one product, and the rest is the triangle's addresses.
+    Budget("dot_interaction.dots", "sm_(8.|120)", r"(32|128)x64 ", 3.2),
+    Budget("dot_interaction.dots", "sm_90", r"32x64 ", 3.2),
+    Budget("dot_interaction.dots", "sm_90", r"128x64 ", 18.0),
+    Budget("dot_interaction.dots", "sm_.*", r"16x16 .*(fp16|bf16)$", 20.0),
+    Budget("dot_interaction.dots", "sm_.*", r".*fp32$", None, load_widths=_ANY),
+    Budget("fm_interaction.second_order", "sm_.*", r"", None),
     # Metadata is one word a lane; so is each register of x in 16 bits. However many steps the loop leaves over.
     Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),

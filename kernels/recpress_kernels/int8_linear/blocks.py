@@ -27,6 +27,14 @@ def quantize(x, scale, zero):
 
 
 @triton.jit
+def requantize(y, scale_ptr, zero_ptr):
+    """``clamp(rne(y / scale) + zero, 0, 127)`` of float32 y, still as float32; a NaN becomes 0."""
+    zero = tl.load(zero_ptr).to(tl.float32)
+    scaled = tl.div_rn(y, tl.full(y.shape, 1.0, tl.float32) * tl.load(scale_ptr))
+    return clamp_round(scaled, -zero, 127.0 - zero).to(tl.float32) + zero
+
+
+@triton.jit
 def dynamic_scale(low, high, poison):
     """Scale and zero point of rows with extremes ``low`` <= 0 <= ``high``, and whether a row is finite.
 
@@ -82,9 +90,7 @@ def finish(
         y += tl.load(bias_ptr + rn, mask=n_in, other=0.0)[None, :]
     y = activate(y, ACTIVATION)
     if out_scale_ptr is not None:
-        zero = tl.load(out_zero_ptr).to(tl.float32)
-        scaled = tl.div_rn(y, tl.full(y.shape, 1.0, tl.float32) * tl.load(out_scale_ptr))
-        y = clamp_round(scaled, -zero, 127.0 - zero).to(tl.float32) + zero
+        y = requantize(y, out_scale_ptr, out_zero_ptr)
     at = y_ptr + rm.to(tl.int64)[:, None] * N + rn[None, :]
     tl.store(at, y.to(y_ptr.dtype.element_ty), mask=(rm < M)[:, None] & n_in[None, :])
 

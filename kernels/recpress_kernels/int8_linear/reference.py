@@ -96,15 +96,15 @@ def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | No
     return FUNCTIONS[activation](y if bias is None else y + bias.float())
 
 
-def quantize_output(y: Tensor, out_scale: Tensor, out_zero_point: Tensor) -> Tensor:
-    """``y`` float32 ``[M, N]`` as uint8 for the next layer.
+def quantize_output(y: Tensor, out_scale: Tensor, out_zero_point: Tensor, *, op: str = "int8_linear") -> Tensor:
+    """``y`` float32 ``[M, N]`` as uint8 for the next layer; ``op`` stands in the error.
 
     Raises:
         KernelInputError: y holds NaN.
     """
     if torch.isnan(y).any():
         raise KernelInputError(
-            "int8_linear: the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some "
+            f"{op}: the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some "
             "row; leave out_scale away to get NaN in that row, or find where x came from"
         )
     return (torch.round(y / out_scale) + out_zero_point).clamp(0, ACTIVATION_QMAX).to(torch.uint8)

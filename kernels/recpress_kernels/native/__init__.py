@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 7
+_ABI = 8
 
 STACK = -10
 FLOAT_INPUTS = -13
@@ -99,6 +99,11 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         *(pointer, int64, int64, pointer, int32),
     ]
     library.recpress_quantize_rows.argtypes = [pointer, int64, int64, int64, int32, pointer, int64, int32]
+    library.recpress_dots.argtypes = [
+        *(pointer, *[int64] * 5, int32, pointer, int64, int64),
+        *(int32, pointer, int32, ctypes.c_float, int32, int32),
+    ]
+    library.recpress_second_order.argtypes = [pointer, *[int64] * 5, int32, pointer, int32]
     return library, ""
 
 
@@ -112,6 +117,10 @@ rows = _library.recpress_rows if _library else None
 """``recpress_rows`` of entry_bags.cpp."""
 quantize_rows = _library.recpress_quantize_rows if _library else None
 """``recpress_quantize_rows`` of entry_bags.cpp."""
+dots = _library.recpress_dots if _library else None
+"""``recpress_dots`` of entry_interaction.cpp."""
+second_order = _library.recpress_second_order if _library else None
+"""``recpress_second_order`` of entry_interaction.cpp."""
 isa = 0
 """The code of the instruction set that calls ask for; 0 is the best of this CPU."""
 

@@ -146,6 +146,27 @@ Status quantize_rows_portable(const RowsToQuantize& call);
 Status quantize_rows_avx2(const RowsToQuantize& call);
 Status quantize_rows_vnni(const RowsToQuantize& call);
 
+// Vectors of a row that meet each other: dot_interaction and fm_interaction.
+
+struct Interaction {
+    const void* vectors;  // [batch, count, dim], the last dimension contiguous
+    int64_t batch, count, dim, batch_stride, vector_stride;  // strides in elements
+    int32_t dtype, out_dtype;
+    void* out;  // contiguous
+    // Of dot products alone:
+    bool self;          // of each vector with itself too
+    const void* front;  // [batch, front_width] in `dtype` at front_stride, copied before the products, or null
+    int64_t front_width, front_stride;
+    Static out_pair;  // where out_dtype is kUInt8
+};
+
+Status dots_portable(const Interaction& call);
+Status dots_avx2(const Interaction& call);
+Status dots_vnni(const Interaction& call);
+Status second_order_portable(const Interaction& call);
+Status second_order_avx2(const Interaction& call);
+Status second_order_vnni(const Interaction& call);
+
 // The instruction set to run: kAuto resolved, or -1 where the one asked for is not built in or not on this CPU.
 int32_t resolve(int32_t isa);
 

@@ -49,6 +49,20 @@ inline float highest(F a) {
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
 }
 
+// Lane i: the sum of the lanes of a[i].
+inline F sums(const F (&a)[W]) {
+    __m256 fours[2];  // of each half of 128 bits
+    for (int i = 0; i < 2; i++) {
+        const F* b = a + 4 * i;
+        __m256 low = _mm256_add_ps(_mm256_unpacklo_ps(b[0].v, b[1].v), _mm256_unpackhi_ps(b[0].v, b[1].v));
+        __m256 high = _mm256_add_ps(_mm256_unpacklo_ps(b[2].v, b[3].v), _mm256_unpackhi_ps(b[2].v, b[3].v));
+        __m256d l = _mm256_castps_pd(low), h = _mm256_castps_pd(high);
+        fours[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(l, h)), _mm256_castpd_ps(_mm256_unpackhi_pd(l, h)));
+    }
+    return {_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                          _mm256_permute2f128_ps(fours[0], fours[1], 0x31))};
+}
+
 inline I load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 inline I set1(int32_t a) { return {_mm256_set1_epi32(a)}; }
 inline I operator+(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }

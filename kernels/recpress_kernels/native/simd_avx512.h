@@ -69,6 +69,8 @@ static inline void _mm512_mask_storeu_ps(float* p, uint16_t mask, __m512 a) {
     for (int i = 0; i < 16; i++)
         if (mask >> i & 1) p[i] = in[i];
 }
+#define _mm512_shuffle_f32x4(a, b, imm8) \
+    _mm512_castsi512_ps(_mm512_shuffle_i32x4(_mm512_castps_si512(a), _mm512_castps_si512(b), imm8))
 #else
 #include <immintrin.h>
 #endif
@@ -112,6 +114,23 @@ inline float lowest(F a) {
     return m;
 }
 inline float highest(F a) { return -lowest(set1(0.0f) - a); }
+
+// Lane i: the sum of the lanes of a[i].
+inline F sums(const F (&a)[W]) {
+    __m512 fours[4];  // of each quarter of 128 bits
+    for (int i = 0; i < 4; i++) {
+        const F* b = a + 4 * i;
+        __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0].v, b[1].v), _mm512_unpackhi_ps(b[0].v, b[1].v));
+        __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(b[2].v, b[3].v), _mm512_unpackhi_ps(b[2].v, b[3].v));
+        __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
+    }
+    auto halves = [](__m512 x, __m512 y) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+    };
+    __m512 x = halves(fours[0], fours[1]), y = halves(fours[2], fours[3]);
+    return {_mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd))};
+}
 
 inline I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline I set1(int32_t a) { return {_mm512_set1_epi32(a)}; }

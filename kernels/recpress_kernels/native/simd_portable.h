@@ -51,6 +51,12 @@ inline float lowest(F a) {
 }
 inline float highest(F a) { return -lowest({-a.v}); }
 
+// Lane i: the sum of the lanes of a[i].
+inline F sums(const F (&a)[W]) {
+    auto lane = [&](int l) { return F{Float4{a[0].v[l], a[1].v[l], a[2].v[l], a[3].v[l]}}; };
+    return (lane(0) + lane(2)) + (lane(1) + lane(3));
+}
+
 inline I load(const int32_t* p) { I a; std::memcpy(&a.v, p, 16); return a; }
 inline I set1(int32_t a) { return {Int4{a, a, a, a}}; }
 inline I operator+(I a, I b) { return {a.v + b.v}; }

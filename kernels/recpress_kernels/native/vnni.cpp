@@ -3,9 +3,12 @@
 #include "simd_avx512.h"
 // After the lanes.
 #include "bags.h"
+#include "interaction.h"
 #include "quantize_table.h"
 #include "run.h"
 
 recpress::Status recpress::run_vnni(const Call& call) { return run(call); }
 recpress::Status recpress::bags_vnni(const Bags& call) { return bags(call); }
 recpress::Status recpress::quantize_rows_vnni(const RowsToQuantize& call) { return quantize_table(call); }
+recpress::Status recpress::dots_vnni(const Interaction& call) { return dots(call); }
+recpress::Status recpress::second_order_vnni(const Interaction& call) { return second_order(call); }

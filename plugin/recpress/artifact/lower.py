@@ -1,13 +1,15 @@
 """Rewrite a loaded graph for the CPU at hand.
 
 The artifact holds canonical weights and one op a layer. On a CPU stacks of linear layers become one call each
-(lower_linears.py), and so do look-ups (lower_tables.py); graph nodes that do nothing go: at batch 1 a recommender costs
-its calls. For a GPU see lower_gpu.py.
+(lower_linears.py), and so do look-ups (lower_tables.py) and the dot products of all pairs of vectors
+(lower_interactions.py); graph nodes that do nothing go: at batch 1 a recommender costs its calls. For a GPU see
+lower_gpu.py.
 """
 
 import torch
 from torch.fx import GraphModule
 
+from recpress.artifact.lower_interactions import lower_interactions
 from recpress.artifact.lower_linears import linears, lower_linears
 from recpress.artifact.lower_tables import lower_tables
 from recpress_kernels import native
@@ -27,11 +29,13 @@ def lower(module: GraphModule) -> tuple[str, list[Choice]]:
         return f"{len(linears(module))} int8 layers through torch's float32 matmul, slower: {status.reason}", []
     drop_identities(module)
     layers, choices = lower_linears(module)
+    triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
-    return f"{layers}{looked}; {status.reason}", choices
+    dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
+    return f"{layers}{dots}{looked}; {status.reason}", choices
 
 
 def drop_identities(module: GraphModule) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from recpress.artifact.nodes import only_user
 from recpress_kernels import int8_mlp_packed, pack_stack
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_mlp.choice import Choice, choose_stack
@@ -85,11 +86,11 @@ def _follow(module: GraphModule, node: Node) -> _Stack:
     while True:
         end, activation = _with_activation(node)
         before, multiplier = end, None
-        after = _only_user(end)
+        after = only_user(end)
         if after is not None and activation in ("none", "relu"):
             multiplier = _powers_of_two(module, after, end)
             if multiplier is not None:
-                before, after = after, _only_user(after)
+                before, after = after, only_user(after)
         linear = after is not None and after.target in LINEARS
         if not (linear and after.args[0] is before and _packable(after)):
             return _Stack([*layers, _Layer(node, activation)], end)
@@ -110,17 +111,13 @@ def _powers_of_two(module: GraphModule, node: Node, given: Node) -> Tensor | Non
 
 
 def _with_activation(node: Node) -> tuple[Node, str]:
-    after = _only_user(node)
+    after = only_user(node)
     if after is not None and after.args[:1] == (node,):
         if after.target in _ACTIVATIONS:
             return after, _ACTIVATIONS[after.target]
         if after.target is _OPS.gelu.default:
             return after, "gelu_tanh" if after.kwargs.get("approximate") == "tanh" else "gelu_erf"
     return node, "none"
-
-
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _replace(module: GraphModule, stack: _Stack, name: str) -> list[Choice]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from recpress.artifact.nodes import attribute_of, dtype_of, mutates, only_user, shape_of
 from recpress_kernels import KernelInputError, RowTables, look_up_rows
 
 _OPS = torch.ops.aten
@@ -44,7 +45,8 @@ class _LookUp:
 def lower_tables(module: GraphModule) -> tuple[int, int]:
     """Rewrite the look-ups of ``module`` in place; how many there were, and in how many calls they are made now."""
     look_ups = [found for node in module.graph.nodes if (found := _match(module, node))]
-    if any(_mutates(node) for node in module.graph.nodes):
+    # What is written in place could change between the place of a look-up and that of the one call.
+    if any(mutates(node) for node in module.graph.nodes):
         return len(look_ups), len(look_ups)
     groups: dict[Node, list[_LookUp]] = {}
     alone = []
@@ -63,11 +65,6 @@ def lower_tables(module: GraphModule) -> tuple[int, int]:
     return len(look_ups), len(calls)
 
 
-def _mutates(node: Node) -> bool:
-    # What is written in place could change between the place of a look-up and that of the one call.
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
 def _match(module: GraphModule, node: Node) -> _LookUp | None:
     """``node`` as a look-up of one row for each index, or None where the pattern is any other."""
     if node.target is not torch.ops.recpress.embedding_bag_rows.default or len(node.args) < 3:
@@ -79,9 +76,14 @@ def _match(module: GraphModule, node: Node) -> _LookUp | None:
         return None
     # With offsets 0, 1, 2, ... to their number, bags of one index: their mean is their sum.
     ends = offsets.args if offsets.target is _OPS.arange.default else ()
-    if len(ends) != 1 or not _shape(node) or _shape(node)[:1] != _shape(indices) or _dtype(offsets) != _dtype(indices):
+    if (
+        len(ends) != 1
+        or not shape_of(node)
+        or shape_of(node)[:1] != shape_of(indices)
+        or dtype_of(offsets) != dtype_of(indices)
+    ):
         return None
-    table = _attribute(module, tables[0].target)
+    table = attribute_of(module, tables[0].target)
     try:
         dim = RowTables([table], None, dims).width
     except KernelInputError:
@@ -93,11 +95,11 @@ def _match(module: GraphModule, node: Node) -> _LookUp | None:
 def _column(indices: Node) -> tuple[Node, int | None]:
     """The matrix and the column in it that ``indices`` are, or ``indices`` itself and None."""
     flat = indices
-    if flat.target is _OPS.reshape.default and list(flat.args[1]) == [-1] and len(_shape(flat.args[0])) == 1:
+    if flat.target is _OPS.reshape.default and list(flat.args[1]) == [-1] and len(shape_of(flat.args[0])) == 1:
         flat = flat.args[0]
     if flat.target is _OPS.select.int and flat.args[1] in (1, -1):
         matrix, _, column = flat.args
-        shape = _shape(matrix)
+        shape = shape_of(matrix)
         if len(shape) == 2 and isinstance(column, int) and shape[1].isdecimal():
             return matrix, column % int(shape[1])
     return indices, None
@@ -106,15 +108,15 @@ def _column(indices: Node) -> tuple[Node, int | None]:
 def _join(module: GraphModule, group: list[_LookUp], name: str, tables: RowTables) -> bool:
     """Let the call write what a stack or cat made of the look-ups, where that is all that is done with them."""
     outs = [_through_view(g.node) for g in group]
-    join = _only_user(outs[0])
+    join = only_user(outs[0])
     if join is None or join.target not in (_OPS.stack.default, _OPS.cat.default) or join.args[1:] != (1,):
         return False
     parts = list(join.args[0])
-    if parts[-len(outs) :] != outs or any(_only_user(out) is not join for out in outs) or len(parts) > len(outs) + 1:
+    if parts[-len(outs) :] != outs or any(only_user(out) is not join for out in outs) or len(parts) > len(outs) + 1:
         return False
     front = parts[0] if len(parts) > len(outs) else None
     stacked = join.target is _OPS.stack.default
-    if front is not None and (front in outs or _dtype(front) != torch.float32 or len(_shape(front)) != 2):
+    if front is not None and (front in outs or dtype_of(front) != torch.float32 or len(shape_of(front)) != 2):
         return False
     with module.graph.inserting_before(join):
         call = _call(module, name, group, front)
@@ -147,27 +149,7 @@ def _call(module: GraphModule, name: str, group: list[_LookUp], front: Node | No
 
 def _through_view(node: Node) -> Node:
     """``node``, or the view that is its only use and changes nothing."""
-    after = _only_user(node)
-    if after is not None and after.target is _OPS.view.default and _shape(after) == _shape(node) != ():
+    after = only_user(node)
+    if after is not None and after.target is _OPS.view.default and shape_of(after) == shape_of(node) != ():
         return after
     return node
-
-
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _shape(node: Node) -> tuple[str, ...]:
-    """The sizes as traced, symbols by their names; empty where the graph does not tell."""
-    value = node.meta.get("val")
-    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else ()
-
-
-def _dtype(node: Node) -> torch.dtype | None:
-    value = node.meta.get("val")
-    return value.dtype if isinstance(value, Tensor) else None
-
-
-def _attribute(module: GraphModule, name: str) -> Tensor:
-    owner, _, attribute = name.rpartition(".")
-    return getattr(module.get_submodule(owner), attribute)

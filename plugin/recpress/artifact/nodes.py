@@ -1,0 +1,33 @@
+"""Questions about the nodes of a traced graph, as the rewrites of this folder ask them."""
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+
+def only_user(node: Node) -> Node | None:
+    """The node that uses ``node``, where there is one alone."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def shape_of(node: Node) -> tuple[str, ...]:
+    """The sizes as traced, symbols by their names; empty where the graph does not tell."""
+    value = node.meta.get("val")
+    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def dtype_of(node: Node) -> torch.dtype | None:
+    """The dtype as traced; None where the graph does not tell."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
+
+
+def mutates(node: Node) -> bool:
+    """Whether ``node`` may write in place: what is read before it and after it may differ."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def attribute_of(module: GraphModule, name: str) -> Tensor:
+    """The module's tensor of this dotted name."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(module.get_submodule(owner), attribute)
