@@ -5,8 +5,8 @@ import struct
 import pytest
 import torch
 from int8_cases import PATHS, guarded, layer, path, rows, same_bits
+from support.int8_linear_oracle import ACTIVATIONS as FUNCTIONS
 from support.sparse24_oracle import canonical
-from torch.nn import functional
 
 import recpress_kernels as rk
 from recpress_kernels.formats.packed import ACTIVATIONS
@@ -56,18 +56,10 @@ def test_whole_numbers_are_exact(name):
 def test_activations(name, activation):
     weight, scale, bias = layer(17, 33)
     x = rows(6, 33)
-    functions = {
-        "none": lambda y: y,
-        "relu": torch.relu,
-        "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-        "gelu_erf": functional.gelu,
-        "sigmoid": torch.sigmoid,
-        "silu": functional.silu,
-    }
     with path(name):
         y = rk.weight_only_linear(x, weight, scale, bias, activation)
     torch.testing.assert_close(
-        y.double(), functions[activation](truth(x, weight, scale, bias)[0]), rtol=2e-5, atol=2e-5
+        y.double(), FUNCTIONS[activation](truth(x, weight, scale, bias)[0]), rtol=2e-5, atol=2e-5
     )
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from recpress_kernels.dot_interaction import cpu
 from recpress_kernels.dot_interaction.launch import MAX_VECTORS
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, device_problem, pair_problem
+from recpress_kernels.formats.affine import pair_problem
+from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, device_problem
 from recpress_kernels.library import LIBRARY, direct
 from recpress_kernels.support import Support
 

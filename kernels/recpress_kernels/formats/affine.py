@@ -60,3 +60,25 @@ def symmetric(magnitude: Tensor, largest: int) -> Tensor:
 def quantize_symmetric(x: Tensor, scale: Tensor, largest: int) -> Tensor:
     """``Q(x)`` as int8; ``scale`` broadcasts to x."""
     return torch.round(x.float() / scale).clamp_(-largest, largest).to(torch.int8)
+
+
+def pair_problem(name: str, scale: Tensor | None, zero_point: Tensor | None) -> str:
+    """What keeps ``{name}_scale`` and ``{name}_zero_point`` from being a pair, by dtype and shape."""
+    if (scale is None) != (zero_point is None):
+        return f"{name}_scale and {name}_zero_point belong together; give both or neither"
+    for part, tensor, dtype in (("scale", scale, torch.float32), ("zero_point", zero_point, torch.int32)):
+        if tensor is not None and (tensor.dtype != dtype or tensor.numel() != 1):
+            given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            return f"{name}_{part} is {given}; give {dtype} of one element"
+    return ""
+
+
+def pair_value_problem(name: str, scale: Tensor | None, zero_point: Tensor | None) -> str:
+    """What keeps the values of a pair of 7-bit activations from being one; empty too where there is none."""
+    if scale is None:
+        return ""
+    if not 0.0 < scale.item() < float("inf"):
+        return f"{name}_scale is {scale.item()}; give a positive finite number"
+    if not 0 <= zero_point.item() < ACTIVATION_LEVELS:
+        return f"{name}_zero_point is {zero_point.item()}; allowed are 0 to {ACTIVATION_LEVELS - 1}"
+    return ""

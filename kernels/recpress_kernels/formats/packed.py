@@ -40,6 +40,7 @@ from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats import packed_sparse24, sparse24
+from recpress_kernels.formats.affine import pair_problem, pair_value_problem
 from recpress_kernels.formats.int8 import layer_problem, sum_problem, weight_problem
 from recpress_kernels.formats.sparse24 import Sparse24
 
@@ -244,17 +245,6 @@ def _weight_problem(weight: Tensor | Sparse24, scale: Tensor, bias: Tensor | Non
     )
 
 
-def _pair_problem(scale: Tensor, zero_point: Tensor, floats: bool) -> str:
-    if floats:
-        return "it keeps its inputs as floats and has a calibrated pair for them; give one of the two"
-    for name, part, dtype in (("x_scale", scale, torch.float32), ("x_zero_point", zero_point, torch.int32)):
-        if part.dtype != dtype or part.numel() != 1 or not part.is_cpu:
-            return f"{name} is {part.dtype} of shape {tuple(part.shape)} on {part.device}; give {dtype} of one element"
-    if not 0 < scale.item() < float("inf"):
-        return f"x_scale is {scale.item()}; give a positive finite number"
-    return "" if 0 <= zero_point.item() <= 127 else f"x_zero_point is {zero_point.item()}; allowed are 0 to 127"
-
-
 def _check_stack(
     weights: list[Tensor | Sparse24],
     weight_scales: list[Tensor],
@@ -275,7 +265,12 @@ def _check_stack(
             raise KernelInputError(f"layer {i}: {problem}")
         if keeps_floats[i] and isinstance(weight, Sparse24):
             raise KernelInputError(f"layer {i}: a 2:4 layer that keeps its inputs as floats has no packed form")
-        if x_pairs[i] is not None and (problem := _pair_problem(*x_pairs[i], keeps_floats[i])):
+        if x_pairs[i] is not None and keeps_floats[i]:
+            raise KernelInputError(
+                f"layer {i}: it keeps its inputs as floats and has a calibrated pair; give one of the two"
+            )
+        x_pair = x_pairs[i] or (None, None)
+        if problem := pair_problem("x", *x_pair) or pair_value_problem("x", *x_pair):
             raise KernelInputError(f"layer {i}: {problem}")
         if activations[i] not in ACTIVATIONS:
             raise KernelInputError(f"layer {i}: activation is {activations[i]!r}; allowed are {', '.join(ACTIVATIONS)}")

@@ -89,11 +89,9 @@ def choose(m: int, n: int, k: int, device: Device, *, quantized: bool, aligned: 
         aligned: rows of both int8 operands start at multiples of 16 bytes.
     """
     if m <= SMALL_M and not quantized:
-        return _split(
-            _first_that_fills([fused(tile, m, device) for tile in FUSED_TILES], m, n, device), m, n, k, device
-        )
+        return _split(first_that_fills([fused(tile, m, device) for tile in FUSED_TILES], m, n, device), m, n, k, device)
     tiles = _tiles(device, quantized, aligned)
-    tile = _first_that_fills([t for t in tiles if t.block_m <= max(SMALL_M, _power_of_two(m))], m, n, device)
+    tile = first_that_fills([t for t in tiles if t.block_m <= max(SMALL_M, _power_of_two(m))], m, n, device)
     if tile.route == "gemm":
         tile = _split(replace(tile, halves=halves(device, tile.block_m)), m, n, k, device)
     return tile
@@ -152,19 +150,20 @@ def _split(config: Config, m: int, n: int, k: int, device: Device) -> Config:
 
     A split costs a second launch, some microseconds, which shorter sums do not win back.
     """
-    blocks = _blocks(config, m, n)
-    wanted = min(device.processors // blocks, k // 1024, 16)
+    wanted = min(device.processors // blocks(config, m, n), k // 1024, 16)
     if wanted < 2:
         return config
     parts = -(-k // k_split(replace(config, splits=wanted), k))  # rounding to block_k may leave the last ones empty
     return replace(config, splits=parts)
 
 
-def _first_that_fills(tiles: list[Config], m: int, n: int, device: Device) -> Config:
-    return next((tile for tile in tiles if _blocks(tile, m, n) >= device.processors), tiles[-1])
+def first_that_fills(tiles: list, m: int, n: int, device: Device):
+    """The first of ``tiles``, which have ``block_m`` and ``block_n``, with a block a processor; or else the last."""
+    return next((tile for tile in tiles if blocks(tile, m, n) >= device.processors), tiles[-1])
 
 
-def _blocks(config: Config, m: int, n: int) -> int:
+def blocks(config, m: int, n: int) -> int:
+    """How many blocks of ``block_m`` times ``block_n`` there are."""
     return -(-m // config.block_m) * -(-n // config.block_n)
 
 

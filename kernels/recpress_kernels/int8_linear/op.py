@@ -5,6 +5,7 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.affine import pair_problem, pair_value_problem
 from recpress_kernels.formats.int8 import sum_problem, weight_problem
 from recpress_kernels.formats.packed import ACTIVATIONS
 from recpress_kernels.int8_linear import cpu
@@ -12,7 +13,6 @@ from recpress_kernels.library import LIBRARY
 from recpress_kernels.support import Support
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_QMAX = 127
 
 LIBRARY.define(
     "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, str activation='none', "
@@ -108,17 +108,6 @@ def activation_problem(activation: str) -> str:
     return "" if known else f"activation is {activation!r}; allowed are {', '.join(ACTIVATIONS)}"
 
 
-def pair_problem(name: str, scale: Tensor | None, zero_point: Tensor | None) -> str:
-    """What keeps ``{name}_scale`` and ``{name}_zero_point`` from being a pair, by dtype and shape."""
-    if (scale is None) != (zero_point is None):
-        return f"{name}_scale and {name}_zero_point belong together; give both or neither"
-    for part, tensor, dtype in (("scale", scale, torch.float32), ("zero_point", zero_point, torch.int32)):
-        if tensor is not None and (tensor.dtype != dtype or tensor.numel() != 1):
-            given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            return f"{name}_{part} is {given}; give {dtype} of one element"
-    return ""
-
-
 def device_problem(*tensors: Tensor | None) -> str:
     """Empty where all lie on one device."""
     devices = {t.device for t in tensors if t is not None}
@@ -133,12 +122,8 @@ def check_pair_values(op: str, name: str, scale: Tensor | None, zero_point: Tens
     Raises:
         KernelInputError: a scale that is not positive and finite, or a zero point outside 0 to 127.
     """
-    if scale is None:
-        return
-    if not 0.0 < scale.item() < float("inf"):
-        raise KernelInputError(f"{op}: {name}_scale is {scale.item()}; give a positive finite number")
-    if not 0 <= zero_point.item() <= _QMAX:
-        raise KernelInputError(f"{op}: {name}_zero_point is {zero_point.item()}; allowed are 0 to {_QMAX}")
+    if problem := pair_value_problem(name, scale, zero_point):
+        raise KernelInputError(f"{op}: {problem}")
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.affine import pair_problem
 from recpress_kernels.formats.packed import PackedLayer, unpack, widths
 from recpress_kernels.int8_linear import cpu
-from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, out_dtype, pair_problem, rows_of
+from recpress_kernels.int8_linear.op import FLOATS, check_pair_values, out_dtype, rows_of
 from recpress_kernels.library import LIBRARY, direct
 from recpress_kernels.weight_only_linear.reference import weight_only_linear as weight_only
 

@@ -42,7 +42,7 @@ def tune(isas: Iterable[str], medians: Medians) -> Iterator[Entry]:
 def middle(passes: list[list[Entry]]) -> list[Entry]:
     """Of several passes over the same layers each entry of the middle ratio.
 
-    One pass can mistake a layer by a quarter, as when the allocator gives pages back in every call of one variant.
+    One pass mistook single layers by a quarter, twice, and why was not found.
     """
     return [sorted(same, key=lambda e: e.sparse24_s / e.dense_s)[len(same) // 2] for same in zip(*passes, strict=True)]
 

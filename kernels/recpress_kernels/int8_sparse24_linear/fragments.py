@@ -5,16 +5,16 @@ from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats import sparse24_gpu as order
-from recpress_kernels.formats.int8 import MAX_IN_FEATURES
+from recpress_kernels.formats.affine import pair_problem
+from recpress_kernels.formats.int8 import layer_problem
 from recpress_kernels.formats.sparse24 import Sparse24, decompress
 from recpress_kernels.formats.sparse24_gpu import FragmentWeight
 from recpress_kernels.int8_linear.op import (
-    FLOATS,
     activation_problem,
     device_problem,
     out_dtype,
-    pair_problem,
     rows_of,
+    x_problem,
 )
 from recpress_kernels.int8_sparse24_linear.launch import supports as device_supports
 from recpress_kernels.library import LIBRARY
@@ -96,25 +96,18 @@ def supports(
 
 def _problem(x: Tensor, weight: tuple, weight_scale: Tensor, bias: Tensor | None, activation: str, pairs: tuple) -> str:
     x_scale, x_zero_point, out_scale, out_zero_point = pairs
-    if not (x.dtype in FLOATS or (x.dtype == torch.uint8 and x_scale is not None)):
-        return f"x is {x.dtype}; give float32, float16 or bfloat16, or uint8 together with x_scale and x_zero_point"
-    if x.dim() == 0 or not 1 <= x.shape[-1] <= MAX_IN_FEATURES:
-        return f"x has shape {tuple(x.shape)}; give [..., K], K from 1 to {MAX_IN_FEATURES}"
+    if found := x_problem(x, x_scale):
+        return found
+    if x.dim() == 0:
+        return f"x has shape {tuple(x.shape)}; give [..., K]"
     return (
-        fragments_problem(x, _weight(x, *weight))
-        or _vector_problem("weight_scale", weight_scale, weight[-1])
-        or _vector_problem("bias", bias, weight[-1])
+        layer_problem(weight[-1], x.shape[-1], weight_scale, bias)
+        or fragments_problem(x, _weight(x, *weight))
         or activation_problem(activation)
         or pair_problem("x", x_scale, x_zero_point)
         or pair_problem("out", out_scale, out_zero_point)
         or device_problem(x, *weight[:-1], weight_scale, bias, *pairs)
     )
-
-
-def _vector_problem(name: str, vector: Tensor | None, n: int) -> str:
-    if vector is None or (vector.dtype == torch.float32 and vector.shape == (n,)):
-        return ""
-    return f"{name} is {vector.dtype} of shape {tuple(vector.shape)}; give float32 [{n}], one value an output"
 
 
 def _weight(x: Tensor, values: Tensor, metadata: Tensor, sums: Tensor, out_features: int) -> FragmentWeight:

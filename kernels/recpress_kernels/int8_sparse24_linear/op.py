@@ -5,6 +5,7 @@ from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats import sparse24
+from recpress_kernels.formats.affine import pair_problem
 from recpress_kernels.formats.int8 import layer_problem
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_linear.op import (
@@ -14,7 +15,6 @@ from recpress_kernels.int8_linear.op import (
     device_problem,
     int8_linear,
     out_dtype,
-    pair_problem,
     rows_of,
     x_problem,
 )

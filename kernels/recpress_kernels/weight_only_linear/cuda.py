@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.int8_linear.cuda import device_facts
+from recpress_kernels.int8_linear.launch import blocks
 from recpress_kernels.weight_only_linear import kernel
-from recpress_kernels.weight_only_linear.launch import Config, blocks, choose
+from recpress_kernels.weight_only_linear.launch import Config, choose
 
 _GROUP_M = 8
 

@@ -6,7 +6,7 @@ Imports neither torch nor triton. Tiles were chosen by counting instructions; no
 import functools
 from dataclasses import dataclass
 
-from recpress_kernels.int8_linear.launch import Device
+from recpress_kernels.int8_linear.launch import Device, first_that_fills
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,4 @@ def choose(m: int, n: int, device: Device, *, float32: bool) -> Config:
     """The configuration for m rows of x and n outputs, both at least 1; ``float32`` tells the dtype of x."""
     tiles = FLOAT32_TILES if float32 else TILES
     fitting = [tile for tile in tiles if tile.block_m <= max(16, 1 << (m - 1).bit_length())]
-    return next((tile for tile in fitting if blocks(tile, m, n) >= device.processors), fitting[-1])
-
-
-def blocks(config: Config, m: int, n: int) -> int:
-    """How many programs there are."""
-    return -(-m // config.block_m) * -(-n // config.block_n)
+    return first_that_fills(fitting, m, n, device)

@@ -4,13 +4,16 @@ A 2:4 layer runs on sparse tensor cores where the device has them and the table 
 (int8_mlp/choice.py, by the GPU's name); else it is decompressed here, once, and runs dense.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from recpress.artifact.lower_linears import LINEARS, SPARSE24, linears
+from recpress.artifact.lower_linears import LINEARS, SPARSE24, linears, stored_sparse
+from recpress.artifact.nodes import is_own
 from recpress_kernels.formats import sparse24_gpu
-from recpress_kernels.formats.sparse24 import Sparse24, decompress
+from recpress_kernels.formats.sparse24 import decompress
 from recpress_kernels.int8_mlp.choice import Choice, choose_stack
 from recpress_kernels.support import Support
 
@@ -25,9 +28,7 @@ def lower_to_gpu(module: GraphModule, gpu: str, sparse: Support) -> tuple[str, l
     nodes = linears(module)
     choices = []
     for i, node in enumerate(nodes):
-        if not all(
-            n is None or (isinstance(n, Node) and n.op == "get_attr") for n in node.args[1 : LINEARS[node.target]]
-        ):
+        if not all(is_own(n) for n in node.args[1 : LINEARS[node.target]]):
             continue
         if node.target is SPARSE24:
             choices.append(_place_sparse(module, node, f"sparse_{i}", gpu, sparse))
@@ -48,16 +49,15 @@ def _place_rows(module: GraphModule, node: Node) -> None:
 
 
 def _place_sparse(module: GraphModule, node: Node, name: str, gpu: str, sparse: Support) -> Choice:
-    x, values, indices, *rest = node.args
-    stored = Sparse24(module.get_buffer(values.target), module.get_buffer(indices.target), _columns(x))
-    (weight,), (choice,) = choose_stack([stored], isa=gpu)
+    x, _values, _indices, *rest = node.args
+    stored = stored_sparse(module, node)
+    _, (choice,) = choose_stack([stored], isa=gpu)
     if choice.sparse24 and sparse:
         packed = sparse24_gpu.pack(stored.values, stored.indices)
         target, operands = torch.ops.recpress.int8_sparse24_linear_fragments.default, packed.operands()
     else:
-        weight = decompress(stored) if isinstance(weight, Sparse24) else weight
-        target, operands = torch.ops.recpress.int8_linear.default, (weight,)
-        choice = Choice(choice.n, choice.k, False, choice.measured, choice.ratios)
+        target, operands = torch.ops.recpress.int8_linear.default, (decompress(stored),)
+        choice = replace(choice, sparse24=False)
     given = [_held(module, f"{name}_{place}", operand) for place, operand in enumerate(operands)]
     with module.graph.inserting_before(node):
         given = [module.graph.get_attr(operand) if isinstance(operand, str) else operand for operand in given]
@@ -76,7 +76,3 @@ def _held(module: GraphModule, name: str, operand: Tensor | int) -> str | int:
         return operand
     module.register_buffer(name, operand)
     return name
-
-
-def _columns(x: Node) -> int:
-    return int(x.meta["val"].shape[-1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from recpress.artifact.nodes import only_user
+from recpress.artifact.nodes import is_own, only_user
 from recpress_kernels import int8_mlp_packed, pack_stack
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_mlp.choice import Choice, choose_stack
@@ -77,7 +77,7 @@ def _packable(node: Node) -> bool:
     """Whether the layer gives floats, without an activation of its own, from the module's own tensors."""
     at = LINEARS[node.target] + 2
     activation, *pairs = node.args[at:] or ("none",)
-    own = all(n is None or (isinstance(n, Node) and n.op == "get_attr") for n in (*node.args[1:at], *pairs))
+    own = all(is_own(n) for n in (*node.args[1:at], *pairs))
     return own and not node.kwargs and activation == "none" and all(n is None for n in pairs[2:])
 
 
@@ -150,9 +150,14 @@ def _operands(module: GraphModule, layer: _Layer) -> _Operands:
     if layer.multiplier is not None:
         scale, bias = (None if vector is None else vector * layer.multiplier for vector in (scale, bias))
     pair = tuple(_tensor(module, n) for n in node.args[at + 3 : at + 5])
-    if node.target is SPARSE24:
-        weight = [Sparse24(*weight, int(node.args[0].meta["val"].shape[-1]))]
-    return _Operands(weight[0], scale, bias, pair if pair and pair[0] is not None else None)
+    stored = stored_sparse(module, node) if node.target is SPARSE24 else weight[0]
+    return _Operands(stored, scale, bias, pair if pair and pair[0] is not None else None)
+
+
+def stored_sparse(module: GraphModule, node: Node) -> Sparse24:
+    """The weight of an ``int8_sparse24_linear`` node."""
+    x, values, indices = node.args[:3]
+    return Sparse24(_tensor(module, values), _tensor(module, indices), int(x.meta["val"].shape[-1]))
 
 
 def _tensor(module: GraphModule, node: Node | None) -> Tensor | None:

@@ -27,6 +27,11 @@ def mutates(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def is_own(node: object) -> bool:
+    """Whether an argument is one of the module's own tensors, or none."""
+    return node is None or (isinstance(node, Node) and node.op == "get_attr")
+
+
 def attribute_of(module: GraphModule, name: str) -> Tensor:
     """The module's tensor of this dotted name."""
     owner, _, attribute = name.rpartition(".")
