@@ -101,8 +101,8 @@ def _problem(x: Tensor, weight: tuple, weight_scale: Tensor, bias: Tensor | None
     if x.dim() == 0:
         return f"x has shape {tuple(x.shape)}; give [..., K]"
     return (
-        layer_problem(weight[-1], x.shape[-1], weight_scale, bias)
-        or fragments_problem(x, _weight(x, *weight))
+        fragments_problem(x, _weight(x, *weight))
+        or layer_problem(weight[-1], x.shape[-1], weight_scale, bias)
         or activation_problem(activation)
         or pair_problem("x", x_scale, x_zero_point)
         or pair_problem("out", out_scale, out_zero_point)
