@@ -136,6 +136,7 @@ class Benchmark(str, Enum):
 
     int8 = "int8"
     tables = "tables"
+    dlrm = "dlrm"
 
 
 @app.command(
