@@ -5,6 +5,7 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_linear``: a linear layer on int8 weights, activations quantised to 7 bits as they come or as calibrated;
 * ``int8_mlp``: a stack of such layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights packed for the native CPU kernels;
+* ``int8_cross``, ``int8_cross_packed``: the cross layer of DCN-v2 on int8 weights;
 * ``weight_only_linear``: int8 weights under float activations;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``;
@@ -26,6 +27,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.embedding_bag_rows.tables import RowTables, look_up_rows
     from recpress_kernels.fm_interaction.op import fm_interaction
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
+    from recpress_kernels.int8_cross.op import int8_cross, int8_cross_packed
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
@@ -40,6 +42,8 @@ __all__ = [
     "dot_interaction",
     "embedding_bag_rows",
     "fm_interaction",
+    "int8_cross",
+    "int8_cross_packed",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",

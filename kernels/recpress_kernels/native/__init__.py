@@ -102,6 +102,7 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         *(pointer, *[int64] * 5, int32, pointer, int64, int64),
         *(int32, pointer, int32, ctypes.c_float, int32, int32),
     ]
+    library.recpress_cross.argtypes = [pointer, int64, pointer, *[int64] * 3, pointer, int64, pointer, int32]
     library.recpress_second_order.argtypes = [pointer, *[int64] * 5, int32, pointer, int32]
     return library, ""
 
@@ -110,6 +111,8 @@ _library, _reason = load(Path(__file__).with_name(LIBRARY_NAME))
 mlp = _library.recpress_mlp if _library else None
 """``recpress_mlp`` of entry.cpp; None where the library is missing."""
 linear = _library.recpress_linear if _library else None
+cross = _library.recpress_cross if _library else None
+"""``recpress_cross`` of entry.cpp."""
 bags = _library.recpress_bags if _library else None
 """``recpress_bags`` of entry_bags.cpp."""
 rows = _library.recpress_rows if _library else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from recpress.artifact.lower_interactions import lower_interactions
+from recpress.artifact.lower_interactions import lower_crosses, lower_interactions
 from recpress.artifact.lower_tables import lower_tables
 from recpress.artifact.nodes import only_user
 from recpress_kernels import int8_mlp_packed, native, pack_stack
@@ -54,14 +54,16 @@ def lower(module: GraphModule) -> str:
     for i, stack in enumerate(stacks):
         _replace(module, stack, f"packed_{i}")
     triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
+    crosses = lower_crosses(module)
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     left = len(linears) - len(taken)
     rest = f", {left} one at a time" if left else ""
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
+    crossed = f", {crosses} of them cross layers" if crosses else ""
     dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
-    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{dots}{looked}"
+    return f"{len(taken)} int8 layers in {len(stacks)} calls of {status.reason}{rest}{crossed}{dots}{looked}"
 
 
 def lower_to_gpu(module: GraphModule) -> str:
