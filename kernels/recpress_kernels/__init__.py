@@ -7,6 +7,7 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``weight_only_linear``: int8 weights under float activations;
 * ``int8_mlp``: a stack of int8_linear layers in one call;
 * ``int8_linear_packed``, ``int8_mlp_packed``: the same on weights, dense or 2:4, packed for the native CPU kernels;
+* ``int8_cross``, ``int8_cross_packed``: the cross layer of DCN-v2 on int8 weights;
 * ``sparse24_linear``: a linear layer on 2:4 weights in float16 or bfloat16;
 * ``int8_sparse24_linear_fragments``, ``sparse24_linear_fragments``: 2:4 weights packed for a GPU's sparse tensor cores;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
@@ -31,6 +32,7 @@ if find_spec("torch") is not None:
     from recpress_kernels.fm_interaction.op import fm_interaction
     from recpress_kernels.formats.packed import pack, pack_stack, unpack
     from recpress_kernels.formats.sparse24 import Sparse24
+    from recpress_kernels.int8_cross.op import int8_cross, int8_cross_packed
     from recpress_kernels.int8_linear.op import int8_linear
     from recpress_kernels.int8_linear.packed import int8_linear_packed
     from recpress_kernels.int8_mlp.choice import choose_stack
@@ -53,6 +55,8 @@ __all__ = [
     "dot_interaction",
     "embedding_bag_rows",
     "fm_interaction",
+    "int8_cross",
+    "int8_cross_packed",
     "int8_linear",
     "int8_linear_packed",
     "int8_mlp",

@@ -43,6 +43,7 @@ def vnni(tmp_path_factory):
     with (
         mock.patch.object(native, "mlp", library.recpress_mlp),
         mock.patch.object(native, "linear", library.recpress_linear),
+        mock.patch.object(native, "cross", library.recpress_cross),
         mock.patch.object(native, "bags", library.recpress_bags),
         mock.patch.object(native, "rows", library.recpress_rows),
         mock.patch.object(native, "quantize_rows", library.recpress_quantize_rows),
@@ -147,6 +148,12 @@ def test_tables_of_rows(vnni):
         tables = rk.RowTables(rows, None, dims)
         got, want = both(lambda t=tables: rk.look_up_rows(t, torch.arange(18).view(9, 2) % 9))
         assert same_bits(got, want), dim
+
+
+def test_cross_layers(vnni):
+    for m, k in ((1, 1), (2, 17), (49, 64)):
+        x0, x, packed = guarded(rows(m, k, 1)), guarded(rows(m, k, 2)), rk.pack(*layer(k, k))
+        assert same_bits(*both(lambda x0=x0, x=x, p=packed: rk.int8_cross_packed(x0, x, p))), (m, k)
 
 
 def test_vectors_that_meet_each_other(vnni):

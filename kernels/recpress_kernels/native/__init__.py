@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 8
+_ABI = 9
 
 STACK = -10
 FLOAT_INPUTS = -13
@@ -103,6 +103,7 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         *(pointer, *[int64] * 5, int32, pointer, int64, int64),
         *(int32, pointer, int32, ctypes.c_float, int32, int32),
     ]
+    library.recpress_cross.argtypes = [pointer, int64, pointer, *[int64] * 3, pointer, int64, pointer, int32]
     library.recpress_second_order.argtypes = [pointer, *[int64] * 5, int32, pointer, int32]
     return library, ""
 
@@ -111,6 +112,8 @@ _library, _reason = load(Path(__file__).with_name(LIBRARY_NAME))
 mlp = _library.recpress_mlp if _library else None
 """``recpress_mlp`` of entry.cpp; None where the library is missing."""
 linear = _library.recpress_linear if _library else None
+cross = _library.recpress_cross if _library else None
+"""``recpress_cross`` of entry.cpp."""
 bags = _library.recpress_bags if _library else None
 """``recpress_bags`` of entry_bags.cpp."""
 rows = _library.recpress_rows if _library else None

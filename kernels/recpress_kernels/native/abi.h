@@ -97,6 +97,8 @@ struct Call {
     const Layer* layers;
     int32_t layer_count;
     const int8_t* canonical;  // int8 [n, k] of the only layer where it is not packed, else null
+    const float* cross;       // null, or [rows, n] at cross_stride: y becomes cross * y + x, all float32
+    int64_t cross_stride;
 };
 
 Status run_portable(const Call& call);

@@ -145,7 +145,7 @@ void pack_float_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t 
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 8; }
+RP_EXPORT int32_t recpress_abi() { return 9; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }
@@ -157,10 +157,21 @@ RP_EXPORT int32_t recpress_mlp(const void* x, int64_t rows, int64_t k, int64_t x
                                const uint8_t* packed, int64_t packed_bytes, void* y, int64_t n, int32_t most,
                                int32_t isa) {
     Layer layers[kMaxLayers];
-    Call call{x, rows, x_stride, dtype, dtype, y, {}, {}, layers, 0, nullptr};
+    Call call{x, rows, x_stride, dtype, dtype, y, {}, {}, layers, 0, nullptr, nullptr, 0};
     if (auto status = read_layers(packed, packed_bytes, layers, &call.layer_count)) return status;
     if (call.layer_count > most) return kStack;
     if (layers[0].k != k) return kInFeatures;
+    if (layers[call.layer_count - 1].n != n) return kOutFeatures;
+    return dispatch(isa, call);
+}
+
+// cross * (the packed stack of x) + x, all of them float32 [rows, n].
+RP_EXPORT int32_t recpress_cross(const float* cross, int64_t cross_stride, const void* x, int64_t rows, int64_t n,
+                                 int64_t x_stride, const uint8_t* packed, int64_t packed_bytes, void* y, int32_t isa) {
+    Layer layers[kMaxLayers];
+    Call call{x, rows, x_stride, kFloat32, kFloat32, y, {}, {}, layers, 0, nullptr, cross, cross_stride};
+    if (auto status = read_layers(packed, packed_bytes, layers, &call.layer_count)) return status;
+    if (layers[0].k != n) return kInFeatures;
     if (layers[call.layer_count - 1].n != n) return kOutFeatures;
     return dispatch(isa, call);
 }
@@ -182,7 +193,7 @@ struct LinearArguments {
 RP_EXPORT int32_t recpress_linear(const LinearArguments* a) {
     Layer layers[kMaxLayers];
     Call call{a->x, a->rows, a->x_stride, a->x_dtype, a->y_dtype, a->y, {a->x_scale, a->x_zero_point},
-              {a->y_scale, a->y_zero_point}, layers, 1, a->canonical};
+              {a->y_scale, a->y_zero_point}, layers, 1, a->canonical, nullptr, 0};
     if (a->canonical) {
         int64_t k_padded = (a->k + kStep - 1) / kStep * kStep;
         Kind kind = a->keeps_floats ? Kind::kFloats : Kind::kDense;

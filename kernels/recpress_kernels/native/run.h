@@ -191,6 +191,18 @@ inline recpress::Status write_chunk(const Call& call, int64_t first, const Chunk
     return recpress::kOk;
 }
 
+// y = cross * y + x, each rounded by itself: the cross layer of DCN-v2.
+inline void cross_chunk(const Call& call, int64_t first, int64_t n, const Chunk& chunk) {
+    for (int64_t r = 0; r < chunk.count; r++) {
+        float* y = chunk.y + r * chunk.y_stride;
+        const float* by = call.cross + (first + r) * call.cross_stride;
+        const float* x = static_cast<const float*>(call.x) + (first + r) * call.x_stride;
+        int64_t i = 0;
+        for (; i + W <= n; i += W) store(y + i, load(by + i) * load(y + i) + load(x + i));
+        for (; i < n; i++) y[i] = by[i] * y[i] + x[i];
+    }
+}
+
 inline recpress::Status run(const Call& call) {
     if (call.rows == 0) return recpress::kOk;
     Buffers b;
@@ -212,6 +224,7 @@ inline recpress::Status run(const Call& call) {
             else if (auto status = quantize_input(call, first, b, count))
                 return status;
             call.canonical ? multiply_canonical(call, b, chunk) : multiply(call.layers[i], chunk);
+            if (last && call.cross) cross_chunk(call, first, call.layers[i].n, chunk);
             if (last && !direct)
                 if (auto status = write_chunk(call, first, chunk)) return status;
         }

@@ -9,7 +9,7 @@ lower_gpu.py.
 import torch
 from torch.fx import GraphModule
 
-from recpress.artifact.lower_interactions import lower_interactions
+from recpress.artifact.lower_interactions import lower_crosses, lower_interactions
 from recpress.artifact.lower_linears import linears, lower_linears
 from recpress.artifact.lower_tables import lower_tables
 from recpress_kernels import native
@@ -30,12 +30,14 @@ def lower(module: GraphModule) -> tuple[str, list[Choice]]:
     drop_identities(module)
     layers, choices = lower_linears(module)
     triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
+    crosses = lower_crosses(module)
     look_ups, calls = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
+    crossed = f", {crosses} of them cross layers" if crosses else ""
     dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
-    return f"{layers}{dots}{looked}; {status.reason}", choices
+    return f"{layers}{crossed}{dots}{looked}; {status.reason}", choices
 
 
 def drop_identities(module: GraphModule) -> None:

@@ -1,4 +1,4 @@
-"""Rewrite the dot products of all pairs of vectors in a loaded graph for the CPU: one call of dot_interaction.
+"""Rewrite the interactions in a loaded graph for the CPU: triangles of dot products, and cross layers.
 
 DLRM multiplies a row's V vectors with each other, takes the lower triangle of the products, and joins it behind the
 bottom MLP's output. As V - 1 slices that is 52 small nodes for 26 tables. The forms that are known, for ``dots =
@@ -9,6 +9,9 @@ bmm(v, v.transpose(1, 2))`` or ``matmul`` of float32:
 * ``dots[:, i, j]`` by constant i and j that are those of ``torch.tril_indices``, alone or in ``cat([x, ...], 1)``.
 
 Anything else is left as it is: other uses of the products, a triangle that is not whole, another order.
+
+A cross layer of DCN-v2 is ``x0 * stack(x) + x`` of float32 ``[B, K]``, in any order or as ``addcmul``, around a call of
+int8_mlp_packed that is used for nothing else; it becomes one call of int8_cross_packed.
 """
 
 from operator import getitem
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from recpress.artifact.nodes import attribute_of, dtype_of, mutates, only_user, shape_of
-from recpress_kernels import dot_interaction
+from recpress_kernels import dot_interaction, int8_cross_packed, int8_mlp_packed
 
 _OPS = torch.ops.aten
 _INT64_MAX = (1 << 63) - 1
@@ -35,6 +38,37 @@ def lower_interactions(module: GraphModule) -> int:
     if any(mutates(node) and _constant(module, node) is None for node in nodes):
         return 0
     return sum(_triangle(module, node) for node in nodes if node.target in (_OPS.bmm.default, _OPS.matmul.default))
+
+
+def lower_crosses(module: GraphModule) -> int:
+    """Rewrite the cross layers around packed stacks of ``module`` in place; how many there were."""
+    if any(mutates(node) for node in module.graph.nodes):
+        return 0
+    return sum(_cross(module, node) for node in list(module.graph.nodes) if node.target is int8_mlp_packed)
+
+
+def _cross(module: GraphModule, stack: Node) -> bool:
+    x, packed, _ = stack.args
+    end, factors = only_user(stack), None
+    if end is not None and end.target is _OPS.mul.Tensor:
+        product, factors, end = end, list(end.args), only_user(end)
+        added = end is not None and end.target is _OPS.add.Tensor and not end.kwargs and set(end.args) == {product, x}
+        end = end if added and len(end.args) == 2 else None
+    elif end is not None and end.target is _OPS.addcmul.default and not end.kwargs and end.args[0] is x:
+        factors = list(end.args[1:])
+    if end is None or factors is None or factors.count(stack) != 1:
+        return False
+    factors.remove(stack)
+    one = factors[0]
+    alike = isinstance(one, Node) and shape_of(one) == shape_of(x) == shape_of(stack) and len(shape_of(x)) == 2
+    if not alike or not dtype_of(one) == dtype_of(x) == dtype_of(stack) == torch.float32:
+        return False
+    with module.graph.inserting_before(end):
+        call = module.graph.call_function(int8_cross_packed, (one, x, packed))
+    call.meta = dict(end.meta)
+    end.replace_all_uses_with(call)
+    _erase(module, end)
+    return True
 
 
 def _triangle(module: GraphModule, product: Node) -> bool:

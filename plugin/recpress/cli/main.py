@@ -138,6 +138,7 @@ class Benchmark(str, Enum):
     int8 = "int8"
     sparse24 = "sparse24"
     tables = "tables"
+    dlrm = "dlrm"
 
 
 @app.command(

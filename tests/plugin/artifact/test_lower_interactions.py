@@ -1,5 +1,7 @@
 """Triangles of dot products become one call; what is another triangle, order or use stays as it is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,9 @@ import recpress
 from recpress.artifact.load import check_golden
 from recpress.artifact.lower import lower
 from recpress.artifact.lower_interactions import lower_interactions
+from recpress.layers import Int8Linear
 from recpress.zoo.dlrm import DLRM
-from recpress_kernels import dot_interaction, look_up_rows
+from recpress_kernels import dot_interaction, int8_cross_packed, int8_mlp_packed, look_up_rows
 
 V, D = 5, 8
 TRIL = torch.tril_indices(V, V, -1)
@@ -156,3 +159,60 @@ def test_a_dlrm_takes_four_calls(tmp_path):
     check_golden(loaded, tmp_path / "a")
     want = compressed.model(*inputs)
     torch.testing.assert_close(loaded.module(*inputs), want, rtol=0, atol=1e-5)
+
+
+class Crossing(nn.Module):
+    """``form(x0, x, y)`` around an int8 stack y of x."""
+
+    def __init__(self, form, *widths):
+        super().__init__()
+        torch.manual_seed(3)
+        self.form = form
+        self.stack = nn.Sequential(*(Int8Linear.from_linear(nn.Linear(k, n)) for k, n in pairwise(widths)))
+
+    def forward(self, x0, x):
+        return self.form(x0, x, self.stack(x))
+
+
+CROSSES = {
+    "product first": lambda x0, x, y: x0 * y + x,
+    "sum first": lambda x0, x, y: x + y * x0,
+    "addcmul": lambda x0, x, y: torch.addcmul(x, y, x0),
+    "of x by itself": lambda x0, x, y: x * y + x,
+}
+NO_CROSSES = {
+    "another is added": lambda x0, x, y: x0 * y + x0,
+    "scaled": lambda x0, x, y: torch.add(x, x0 * y, alpha=2),
+    "addcmul scaled": lambda x0, x, y: torch.addcmul(x, y, x0, value=2),
+    "a square": lambda x0, x, y: y * y + x,
+    "a column": lambda x0, x, y: x0[:, :1] * y + x,
+    "a number": lambda x0, x, y: 2.0 * y + x,
+    "the stack used too": lambda x0, x, y: x0 * y + x + y,
+    "the product used too": lambda x0, x, y: (p := x0 * y) + x + p.sum(),
+    "doubles": lambda x0, x, y: x0.double() * y + x,
+    "less": lambda x0, x, y: x0 * y - x,
+}
+
+
+def check_cross(net, made):
+    batch = torch.export.Dim("batch", min=1)
+    given = (torch.randn(6, D), torch.randn(6, D))
+    program = torch.export.export(net.eval(), given, dynamic_shapes=({0: batch}, {0: batch}))
+    before, after = program.module(), program.module()
+    text, _ = lower(after)
+    assert (calls(after, int8_cross_packed), calls(after, int8_mlp_packed)) == (made, 1 - made), after.code
+    assert ("1 of them cross layers" in text) == bool(made)
+    for rows in (1, 2, 50):
+        x0, x = torch.randn(rows, D), torch.randn(rows, D)
+        torch.testing.assert_close(after(x0, x), before(x0, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", CROSSES.values(), ids=CROSSES)
+@pytest.mark.parametrize("widths", [(D, D), (D, 3, D)], ids=["full rank", "low rank"])
+def test_a_cross_layer_becomes_one_call(form, widths):
+    check_cross(Crossing(form, *widths), 1)
+
+
+@pytest.mark.parametrize("form", NO_CROSSES.values(), ids=NO_CROSSES)
+def test_what_is_no_cross_layer_stays_as_it_is(form):
+    check_cross(Crossing(form, D, D), 0)
