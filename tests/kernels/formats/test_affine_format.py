@@ -88,6 +88,12 @@ def test_smaller_groups_err_less():
     assert errors[-1] < errors[1] / 4
 
 
+def test_a_range_holds_zero():
+    low, high = maths.extremes(torch.tensor([[1.0, 2.0], [-2.0, -1.0]]))
+    assert (low.tolist(), high.tolist()) == ([0.0, -2.0], [2.0, 0.0])
+    assert [t.tolist() for t in maths.extremes(torch.empty(2, 0))] == [[0.0, 0.0], [0.0, 0.0]]
+
+
 def test_nan_is_not_hidden_by_a_scale_of_one():
     low, high = maths.extremes(torch.tensor([[1.0, float("nan")], [-1.0, 2.0]]))
     scale, _ = maths.affine(low, high, 128)
