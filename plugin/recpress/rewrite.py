@@ -41,6 +41,20 @@ class Row:
     sqnr_db: float | None = None
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a recipe makes of a model: each module's names, what becomes of it and why, and the schemes by name."""
+
+    names: dict[nn.Module, tuple[str, ...]]
+    verdicts: dict[nn.Module, tuple[Status, str]]
+    schemes: dict[str, tuple[Scheme, str]]
+
+    def compressed(self) -> list[tuple[nn.Module, str, Scheme]]:
+        """The modules to be compressed, each with its first name and its scheme."""
+        found = [(m, self.names[m][0]) for m, (status, _) in self.verdicts.items() if status == "compressed"]
+        return [(module, name, self.schemes[name][0]) for module, name in found]
+
+
 def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = None) -> tuple[nn.Module, list[Row]]:
     """A compressed copy of ``model`` in eval mode, and a row for each module that owns tensors.
 
@@ -55,6 +69,16 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
         CalibrationError: the recipe asks for static activations, and nothing was captured.
         UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
     """
+    judged = judge(model, recipe, captured)
+    replaced = {
+        id(module): _compress(module, name, scheme, inputs_of(module, scheme, recipe, captured))
+        for module, name, scheme in judged.compressed()
+    }
+    return copy_with(model, replaced), account(judged, replaced, captured)
+
+
+def judge(model: nn.Module, recipe: Recipe, captured: Captured | None) -> Judged:
+    """What ``recipe`` makes of each module of ``model``; arguments and errors as :func:`rewrite` has them."""
     if recipe.activations == "static" and captured is None:
         raise CalibrationError(
             f"recipe {recipe.name} quantises activations by ranges found on calibration inputs; give "
@@ -65,16 +89,8 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
         {name: _KINDS[type(m)] for m, aliases in names.items() if type(m) in _KINDS for name in aliases}
     )
     owners = _owners(names)
-    replaced: dict[int, nn.Module] = {}
-    verdicts: dict[nn.Module, tuple[Status, str]] = {}
-    for module, aliases in names.items():
-        verdict = _verdict(module, aliases, schemes, owners, captured)
-        verdicts[module] = verdict
-        if verdict[0] == "compressed":
-            scheme = schemes[aliases[0]][0]
-            replaced[id(module)] = _compress(module, aliases[0], scheme, _inputs(module, scheme, recipe, captured))
-    rows = _account(names, verdicts, replaced, captured)
-    return _copy(model, replaced), rows
+    verdicts = {module: _verdict(module, aliases, schemes, owners, captured) for module, aliases in names.items()}
+    return Judged(names, verdicts, schemes)
 
 
 def _names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
@@ -131,7 +147,7 @@ def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
     return {f"{aliases[0]}.{name}".lstrip(".") for name, _ in _tensors(module)}
 
 
-def _inputs(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> layers.Inputs | None:
+def inputs_of(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> layers.Inputs | None:
     """What calibration tells of an int8 layer's inputs: what evens out their columns, and their range."""
     if captured is None or scheme not in ("int8", "int8-24") or id(module) not in captured.inputs:
         return None
@@ -161,22 +177,18 @@ def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Input
         ) from None
 
 
-def _account(
-    names: dict[nn.Module, tuple[str, ...]],
-    verdicts: dict[nn.Module, tuple[Status, str]],
-    replaced: dict[int, nn.Module],
-    captured: Captured | None,
-) -> list[Row]:
+def account(judged: Judged, replaced: dict[int, nn.Module], captured: Captured | None) -> list[Row]:
+    """A row for each module that owns tensors, with what stands in its place in ``replaced``, by its id."""
     seen: set[int] = set()
     rows = []
-    for module, aliases in names.items():
+    for module, aliases in judged.names.items():
         own = list(_tensors(module))
         if not own:
             continue
         first = [t for _, t in own if not (id(t) in seen or seen.add(id(t)))]
         parameters = sum(t.numel() for t in first if isinstance(t, nn.Parameter))
         before = sum(t.nbytes for t in first)
-        status, reason = verdicts[module]
+        status, reason = judged.verdicts[module]
         new = replaced.get(id(module))
         after = before if new is None else sum(t.nbytes for _, t in _tensors(new))
         scheme = new.scheme if new is not None else str(own[0][1].dtype).removeprefix("torch.")
@@ -185,7 +197,7 @@ def _account(
     return rows
 
 
-def _copy(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:
+def copy_with(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:
     """A deep copy of ``model`` in which the modules of ``replaced``, by id, stand replaced wherever they are held.
 
     deepcopy asks its memo first, so the replaced modules' weights are never copied.
