@@ -17,6 +17,8 @@ from recpress.quantize.observers import calibrate
 from recpress.recipe import Recipe, Scheme
 
 Status = Literal["compressed", "kept", "unreachable"]
+_CHUNK_ROWS = 1 << 16
+"""Rows of a table that are compared at a time, so that a large one is never doubled in float64."""
 _KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
 
 
@@ -26,8 +28,8 @@ class Row:
 
     ``names`` are all names the module has in the model; ``parameters`` counts elements and ``bytes_before``
     and ``bytes_after`` the parameters and buffers, a tensor that several modules share at the first of them.
-    ``sqnr_db`` is the signal of a compressed linear layer's outputs over their error, 10 log10 of the ratio of mean
-    squares, on its calibration inputs; None without them.
+    ``sqnr_db`` is the signal of a compressed layer over its error, 10 log10 of the ratio of mean squares: of a table's
+    values, and of a linear layer's outputs on its calibration inputs, None without them.
     """
 
     names: tuple[str, ...]
@@ -71,7 +73,9 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
     """
     judged = judge(model, recipe, captured)
     replaced = {
-        id(module): _compress(module, name, scheme, inputs_of(module, scheme, recipe, captured))
+        id(module): _compress(
+            module, name, scheme, inputs_of(module, scheme, recipe, captured), recipe.embedding_search
+        )
         for module, name, scheme in judged.compressed()
     }
     return copy_with(model, replaced), account(judged, replaced, captured)
@@ -159,6 +163,8 @@ def inputs_of(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captu
 
 
 def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None) -> float | None:
+    if new is not None and _KINDS[type(module)] == "embedding":
+        return _table_sqnr_db(module.weight.detach(), new)
     if captured is None or new is None or id(module) not in captured.inputs:
         return None
     inputs = captured.inputs[id(module)]
@@ -168,9 +174,19 @@ def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None
     return float(10 * torch.log10(truth.square().mean() / error)) if error > 0 else None
 
 
-def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None) -> nn.Module:
+def _table_sqnr_db(table: Tensor, new: nn.Module) -> float | None:
+    signal = error = torch.zeros((), dtype=torch.float64)
+    for begin in range(0, len(table), _CHUNK_ROWS):
+        rows = slice(begin, begin + _CHUNK_ROWS)
+        truth = table[rows].double()
+        signal = signal + truth.square().sum()
+        error = error + (new.values(rows).double() - truth).square().sum()
+    return float(10 * torch.log10(signal / error)) if error > 0 else None
+
+
+def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None, search: str) -> nn.Module:
     try:
-        return layers.compressed(module, scheme, inputs)
+        return layers.compressed(module, scheme, inputs, search=search)
     except KernelInputError as error:
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"
