@@ -4,6 +4,7 @@ Each holds its weights as buffers in the device-free form of ``recpress_kernels.
 layer of torch with the same call.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
 from recpress_kernels.formats.rows import bits_of, dequantize_rows, quantize_rows_int4, quantize_rows_int8
 
+Rounding = Callable[[Tensor, Tensor], Tensor]
+"""int8 ``[out, in]`` of float weights ``[out, in]`` and the scale ``[out]`` of their channels."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -52,11 +55,17 @@ class Int8Linear(nn.Module):
             self.scheme = f"{self.scheme}, columns evened out"
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, inputs: "Inputs | None" = None) -> "Int8Linear":
-        """Quantise the weights of ``linear``, divided by the inputs' multiplier; its bias is kept as float32."""
+    def from_linear(
+        cls, linear: nn.Linear, inputs: "Inputs | None" = None, rounding: Rounding | None = None
+    ) -> "Int8Linear":
+        """Quantise the weights of ``linear``, divided by the inputs' multiplier; its bias is kept as float32.
+
+        Weights are rounded by ``rounding``, or to the nearest.
+        """
         plain = inputs is None or inputs.multiplier is None
         dense = linear.weight if plain else linear.weight.detach() / inputs.multiplier
         weight, scale = quantize_per_channel(dense)
+        weight = weight if rounding is None else rounding(dense.detach(), scale)
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         return cls(weight, scale, bias, inputs)
 
@@ -230,16 +239,24 @@ def _crowded(weight: Tensor) -> str | None:
     )
 
 
-def compressed(layer: nn.Module, scheme: str, inputs: Inputs | None = None, *, search: str = "greedy") -> nn.Module:
+def compressed(
+    layer: nn.Module,
+    scheme: str,
+    inputs: Inputs | None = None,
+    *,
+    rounding: Rounding | None = None,
+    search: str = "greedy",
+) -> nn.Module:
     """``layer``, for which :func:`refusal` is None, as ``scheme``.
 
-    ``inputs`` are those of an int8 or int8-24 ``nn.Linear``; ``search`` is how an int4 table's ranges are chosen.
+    ``inputs`` are those of an int8 or int8-24 ``nn.Linear``, ``rounding`` is how the weights of a linear layer are
+    rounded if not to the nearest, and ``search`` how an int4 table's ranges are chosen.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
     if isinstance(layer, nn.Linear):
-        dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, inputs)
+        dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, inputs, rounding)
         return Int8Sparse24Linear(dense) if scheme == "int8-24" else dense
     if isinstance(layer, nn.EmbeddingBag):
         return RowsEmbeddingBag.from_embedding_bag(layer, scheme, search)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from recpress import layers
 from recpress.errors import CalibrationError, KernelInputError, UnsupportedLayerError
-from recpress.quantize import smooth
+from recpress.quantize import adaround, bias, smooth
 from recpress.quantize.capture import Captured
 from recpress.quantize.observers import calibrate
 from recpress.recipe import Recipe, Scheme
+from recpress_kernels.formats.int8 import QMAX
 
 Status = Literal["compressed", "kept", "unreachable"]
 _CHUNK_ROWS = 1 << 11
@@ -68,26 +69,20 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
 
     Raises:
         RecipeError: an override matches nothing, or two collide.
-        CalibrationError: the recipe asks for static activations, and nothing was captured.
+        CalibrationError: the recipe asks for what is found on calibration inputs, and nothing was captured.
         UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
     """
     judged = judge(model, recipe, captured)
     replaced = {
-        id(module): _compress(
-            module, name, scheme, inputs_of(module, scheme, recipe, captured), recipe.embedding_search
-        )
-        for module, name, scheme in judged.compressed()
+        id(module): _compress(module, name, scheme, recipe, captured) for module, name, scheme in judged.compressed()
     }
     return copy_with(model, replaced), account(judged, replaced, captured)
 
 
 def judge(model: nn.Module, recipe: Recipe, captured: Captured | None) -> Judged:
     """What ``recipe`` makes of each module of ``model``; arguments and errors as :func:`rewrite` has them."""
-    if recipe.activations == "static" and captured is None:
-        raise CalibrationError(
-            f"recipe {recipe.name} quantises activations by ranges found on calibration inputs; give "
-            "calibration=[...], or activations: row"
-        )
+    if captured is None:
+        _need_no_calibration(recipe)
     names = _names(model)
     schemes = recipe.schemes(
         {name: _KINDS[type(m)] for m, aliases in names.items() if type(m) in _KINDS for name in aliases}
@@ -95,6 +90,19 @@ def judge(model: nn.Module, recipe: Recipe, captured: Captured | None) -> Judged
     owners = _owners(names)
     verdicts = {module: _verdict(module, aliases, schemes, owners, captured) for module, aliases in names.items()}
     return Judged(names, verdicts, schemes)
+
+
+def _need_no_calibration(recipe: Recipe) -> None:
+    asked = {
+        "activations: static": recipe.activations == "static",
+        "bias_correction: true": recipe.bias_correction is True,
+        "rounding: adaround": recipe.rounding == "adaround",
+    }
+    if wanted := [field for field, is_asked in asked.items() if is_asked]:
+        raise CalibrationError(
+            f"recipe {recipe.name} has {', '.join(wanted)}, which is found on calibration inputs; give "
+            "calibration=[...], or leave it away"
+        )
 
 
 def _names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
@@ -184,13 +192,25 @@ def _table_sqnr_db(table: Tensor, new: nn.Module) -> float | None:
     return float(10 * torch.log10(signal / error)) if error > 0 else None
 
 
-def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None, search: str) -> nn.Module:
+def _compress(module: nn.Module, name: str, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> nn.Module:
+    x = None if captured is None else captured.inputs.get(id(module))
+    inputs = inputs_of(module, scheme, recipe, captured)
+    rounding = None
+    if x is not None and recipe.rounding == "adaround":
+        seen = x if inputs is None or inputs.multiplier is None else x * inputs.multiplier
+
+        def rounding(weight: Tensor, scale: Tensor) -> Tensor:
+            return adaround.learn(weight, scale[:, None], QMAX, seen)
+
     try:
-        return layers.compressed(module, scheme, inputs, search=search)
+        new = layers.compressed(module, scheme, inputs, rounding=rounding, search=recipe.embedding_search)
     except KernelInputError as error:
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"
         ) from None
+    if x is not None and recipe.bias_correction:
+        new.bias = bias.corrected(new, module, x)
+    return new
 
 
 def account(judged: Judged, replaced: dict[int, nn.Module], captured: Captured | None) -> list[Row]:

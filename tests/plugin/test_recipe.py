@@ -34,8 +34,8 @@ def test_is_frozen():
     [
         (
             {"liner": "int8"},
-            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, "
-            "embedding_search, overrides",
+            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, bias_correction, "
+            "rounding, embedding, embedding_search, overrides",
         ),
         ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-24', 'int8-weights' or 'keep'"),
         ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8', 'int4' or 'keep'"),

@@ -141,6 +141,7 @@ class Benchmark(str, Enum):
     tables = "tables"
     dlrm = "dlrm"
     quantize = "quantize"
+    ptq = "ptq"
 
 
 @app.command(
@@ -148,7 +149,7 @@ class Benchmark(str, Enum):
 )
 def bench(context: typer.Context, name: Benchmark) -> None:
     """Measure beside other libraries and print ratios: bench NAME [--json FILE]; bench NAME --help lists more."""
-    package = "recpress.bench" if name is Benchmark.quantize else "recpress_kernels.bench"
+    package = "recpress.bench" if name in (Benchmark.quantize, Benchmark.ptq) else "recpress_kernels.bench"
     import_module(f"{package}.{name.value}").main(context.args)
 
 
