@@ -2,8 +2,9 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from recpress.errors import CalibrationError, KernelInputError, UnsupportedLayer
 from recpress.quantize import adaround, bias, smooth
 from recpress.quantize.capture import Captured
 from recpress.quantize.observers import calibrate
+from recpress.quantize.shares import error_shares
 from recpress.recipe import Recipe, Scheme
 from recpress_kernels.formats.int8 import QMAX
 
@@ -30,7 +32,8 @@ class Row:
     ``names`` are all names the module has in the model; ``parameters`` counts elements and ``bytes_before``
     and ``bytes_after`` the parameters and buffers, a tensor that several modules share at the first of them.
     ``sqnr_db`` is the signal of a compressed layer over its error, 10 log10 of the ratio of mean squares: of a table's
-    values, and of a linear layer's outputs on its calibration inputs, None without them.
+    values, and of a linear layer's outputs on its calibration inputs, None without them. ``error_share`` is the
+    share of the model's error that comes from this layer (quantize/shares.py), None without calibration inputs.
     """
 
     names: tuple[str, ...]
@@ -42,6 +45,7 @@ class Row:
     bytes_before: int
     bytes_after: int
     sqnr_db: float | None = None
+    error_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
     replaced = {
         id(module): _compress(module, name, scheme, recipe, captured) for module, name, scheme in judged.compressed()
     }
-    return copy_with(model, replaced), account(judged, replaced, captured)
+    shares = {} if captured is None else error_shares(model, replaced, captured.examples)
+    return copy_with(model, replaced), account(judged, replaced, captured, shares)
 
 
 def judge(model: nn.Module, recipe: Recipe, captured: Captured | None) -> Judged:
@@ -213,8 +218,16 @@ def _compress(module: nn.Module, name: str, scheme: Scheme, recipe: Recipe, capt
     return new
 
 
-def account(judged: Judged, replaced: dict[int, nn.Module], captured: Captured | None) -> list[Row]:
-    """A row for each module that owns tensors, with what stands in its place in ``replaced``, by its id."""
+def account(
+    judged: Judged,
+    replaced: dict[int, nn.Module],
+    captured: Captured | None,
+    shares: Mapping[int, float] = MappingProxyType({}),
+) -> list[Row]:
+    """A row for each module that owns tensors, with what stands in its place in ``replaced``, by its id.
+
+    ``shares`` are those of the model's error, by id as well.
+    """
     seen: set[int] = set()
     rows = []
     for module, aliases in judged.names.items():
@@ -228,8 +241,8 @@ def account(judged: Judged, replaced: dict[int, nn.Module], captured: Captured |
         new = replaced.get(id(module))
         after = before if new is None else sum(t.nbytes for _, t in _tensors(new))
         scheme = new.scheme if new is not None else str(own[0][1].dtype).removeprefix("torch.")
-        sqnr_db = _sqnr_db(module, new, captured)
-        rows.append(Row(aliases, type(module).__name__, status, scheme, reason, parameters, before, after, sqnr_db))
+        errors = _sqnr_db(module, new, captured), shares.get(id(module))
+        rows.append(Row(aliases, type(module).__name__, status, scheme, reason, parameters, before, after, *errors))
     return rows
 
 

@@ -88,6 +88,7 @@ class Layer(_Frozen):
     bytes_before: int
     bytes_after: int
     sqnr_db: float | None = None
+    error_share: float | None = None
 
 
 class Manifest(_Frozen):

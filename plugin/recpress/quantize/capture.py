@@ -11,14 +11,20 @@ from recpress.errors import CalibrationError
 Inputs = Tensor | tuple | list | Mapping
 ROWS = 4096
 """Rows kept of a layer's inputs, the first that come."""
+EXAMPLE_ROWS = 1024
+"""Inputs of the model are kept until they have as many rows."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Ids of the modules that ran, and the inputs ``[rows, in]`` of each ``nn.Linear`` among them, by its id."""
+    """Ids of the modules that ran, and the inputs ``[rows, in]`` of each ``nn.Linear`` among them, by its id.
+
+    ``examples`` are the first of the model's own inputs.
+    """
 
     reached: frozenset[int]
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    examples: tuple[Inputs, ...] = ()
 
 
 def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
@@ -42,12 +48,16 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
                 parts.append(given[0].detach().reshape(-1, given[0].shape[-1])[:room].clone())
 
     hooks = [module.register_forward_pre_hook(saw) for module in model.modules()]
-    count = 0
+    count = rows = 0
+    examples: list[Inputs] = []
     try:
         with torch.no_grad():
             for inputs in calibration:
                 _call(model, inputs, count)
                 count += 1
+                if rows < EXAMPLE_ROWS:
+                    examples.append(inputs)
+                    rows += _rows(inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -55,7 +65,20 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
         raise CalibrationError("calibration holds no inputs; give at least one, or None to go without")
     inputs = {module: torch.cat(parts) for module, parts in kept.items()}
     _check_finite(model, inputs)
-    return Captured(frozenset(reached), inputs)
+    return Captured(frozenset(reached), inputs, tuple(examples))
+
+
+def call(model: nn.Module, inputs: Inputs) -> object:
+    """What ``model`` makes of ``inputs``: a tensor, a tuple of positional arguments or a mapping of keyword ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def _rows(inputs: Inputs) -> int:
+    """Rows of the first tensor in ``inputs``."""
+    parts = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 1)
 
 
 def _check_finite(model: nn.Module, inputs: dict[int, Tensor]) -> None:
@@ -71,12 +94,7 @@ def _check_finite(model: nn.Module, inputs: dict[int, Tensor]) -> None:
 
 def _call(model: nn.Module, inputs: Inputs, position: int) -> None:
     try:
-        if isinstance(inputs, Mapping):
-            model(**inputs)
-        elif isinstance(inputs, tuple | list):
-            model(*inputs)
-        else:
-            model(inputs)
+        call(model, inputs)
     except Exception as error:
         raise CalibrationError(
             f"the model fails on calibration input {position}: {type(error).__name__}: {error}; give tensors, "

@@ -37,7 +37,7 @@ def print_report(report: Report) -> None:
 
 def layers_table(rows: Iterable[Row | Layer]) -> Table:
     """One line a module."""
-    table = Table("layer", "kind", "parameters", "before", "after", "SQNR", "what was done, or why not")
+    table = Table("layer", "kind", "parameters", "before", "after", "SQNR", "of the error", "what was done, or why not")
     for row in rows:
         what = row.scheme if row.status == "compressed" else f"{row.status}: {row.reason}"
         table.add_row(
@@ -47,6 +47,7 @@ def layers_table(rows: Iterable[Row | Layer]) -> Table:
             human_bytes(row.bytes_before),
             human_bytes(row.bytes_after),
             "" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB",
+            "" if row.error_share is None else f"{row.error_share:.1%}",
             what,
         )
     return table
