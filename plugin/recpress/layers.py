@@ -69,9 +69,9 @@ class Int8Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         return cls(weight, scale, bias, inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]`` in the dtype of x."""
-        x = x if self.multiplier is None else x * self.multiplier
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of the input."""
+        x = input if self.multiplier is None else input * self.multiplier
         return int8_linear(x, self.weight, self.weight_scale, self.bias, *_pair(self))
 
     def extra_repr(self) -> str:
@@ -95,9 +95,9 @@ class Int8Sparse24Linear(nn.Module):
         for name in ("weight_scale", "bias", *Inputs.__dataclass_fields__):
             self.register_buffer(name, getattr(dense, name))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]`` in the dtype of x."""
-        x = x if self.multiplier is None else x * self.multiplier
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of the input."""
+        x = input if self.multiplier is None else input * self.multiplier
         return int8_sparse24_linear(x, self.values, self.indices, self.weight_scale, self.bias, *_pair(self))
 
     def extra_repr(self) -> str:
@@ -114,9 +114,9 @@ class WeightOnlyLinear(Int8Linear):
 
     scheme = "int8 weights a channel, activations not quantised"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``, in the dtype of x."""
-        return weight_only_linear(x, self.weight, self.weight_scale, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, in the dtype of the input."""
+        return weight_only_linear(input, self.weight, self.weight_scale, self.bias)
 
 
 class _Rows(nn.Module):
@@ -195,6 +195,10 @@ class RowsEmbeddingBag(_Rows):
 
 def _quantized(table: Tensor, scheme: str, search: str) -> Tensor:
     return quantize_rows_int4(table, search=search) if scheme == "int4" else quantize_rows_int8(table)
+
+
+COMPRESSED = (Int8Linear, Int8Sparse24Linear, _Rows)
+"""The classes of this module."""
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,7 +36,7 @@ class Recipe(BaseModel):
             activations cost, and less speed.
         activations: how the inputs of ``"int8"`` and ``"int8-24"`` layers are quantised. ``"row"``: each row by its own
             range, as it comes. ``"static"``: all rows by one range, found on calibration inputs, which it needs;
-            outliers beyond it are clipped.
+            outliers beyond it are clipped. A layer that calibration gives zeros alone is quantised a row at a time.
         observer: how ``"static"`` finds the range (quantize/observers.py). Of three DLRMs on MovieLens-100K "entropy"
             kept most of the AUC, at least 99.998 %, and "percentile" least, at least 99.945 %.
         smooth: with calibration inputs, even out the columns of an ``"int8"`` layer's inputs where that lessens its

@@ -140,6 +140,8 @@ def _verdict(
     captured: Captured | None,
 ) -> tuple[Status, str]:
     """What to do with a module, and why."""
+    if isinstance(module, layers.COMPRESSED):
+        return "kept", "it is compressed already"
     if type(module) not in _KINDS:
         base = next((kind.__name__ for kind in _KINDS if isinstance(module, kind)), None)
         note = f", a subclass of {base} whose forward may differ" if base else ""
@@ -171,7 +173,9 @@ def inputs_of(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captu
     x, observer = captured.inputs[id(module)], recipe.observer if recipe.activations == "static" else None
     found = smooth.search(module, x, observer) if recipe.smooth else None
     multiplier = None if found is None else found.multiplier
-    pair = () if observer is None else calibrate(x if multiplier is None else x * multiplier, observer)
+    # Zeros alone tell no range: each row then has its own.
+    known = observer is not None and bool((x != 0).any())
+    pair = calibrate(x if multiplier is None else x * multiplier, observer) if known else ()
     return layers.Inputs(multiplier, *pair)
 
 

@@ -13,6 +13,8 @@ ROWS = 4096
 """Rows kept of a layer's inputs, the first that come."""
 EXAMPLE_ROWS = 1024
 """Inputs of the model are kept until they have as many rows."""
+LARGEST = torch.finfo(torch.float32).max / 2
+"""Of a layer's inputs, so that the width of their range is a float32."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,26 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
         calibration: inputs, each a tensor, a tuple of positional arguments or a mapping of keyword arguments.
 
     Raises:
-        CalibrationError: there are none, the model fails on one, or a layer is given NaN or infinity.
+        CalibrationError: there are none or none with rows, the model fails on one, or a linear layer is given NaN,
+            infinity or a number beyond half of float32's largest.
     """
+    if isinstance(calibration, Tensor | Mapping):
+        raise CalibrationError(f"calibration is one {type(calibration).__name__}; give a list of inputs, such as [it]")
     reached: set[int] = set()
     kept: dict[int, list[Tensor]] = {}
 
-    def saw(module: nn.Module, given: tuple) -> None:
+    def saw(module: nn.Module, given: tuple, named: dict) -> None:
+        tensors = [part for part in (*given, *named.values()) if isinstance(part, Tensor)]
+        if tensors and not any(part.numel() for part in tensors):
+            return
         reached.add(id(module))
-        if type(module) is nn.Linear and given and given[0].shape[-1]:
+        if type(module) is nn.Linear:
             parts = kept.setdefault(id(module), [])
             room = ROWS - sum(len(part) for part in parts)
             if room > 0:
-                parts.append(given[0].detach().reshape(-1, given[0].shape[-1])[:room].clone())
+                parts.append(tensors[0].detach().reshape(-1, tensors[0].shape[-1])[:room].clone())
 
-    hooks = [module.register_forward_pre_hook(saw) for module in model.modules()]
+    hooks = [module.register_forward_pre_hook(saw, with_kwargs=True) for module in model.modules()]
     count = rows = 0
     examples: list[Inputs] = []
     try:
@@ -63,6 +71,8 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
             hook.remove()
     if not count:
         raise CalibrationError("calibration holds no inputs; give at least one, or None to go without")
+    if not rows:
+        raise CalibrationError("calibration inputs hold no rows; give some thousand, or None to go without")
     inputs = {module: torch.cat(parts) for module, parts in kept.items()}
     _check_finite(model, inputs)
     return Captured(frozenset(reached), inputs, tuple(examples))
@@ -84,11 +94,11 @@ def _rows(inputs: Inputs) -> int:
 def _check_finite(model: nn.Module, inputs: dict[int, Tensor]) -> None:
     for name, module in model.named_modules():
         given = inputs.get(id(module))
-        if given is not None and not torch.isfinite(given).all():
-            row, column = (int(i) for i in (~torch.isfinite(given)).nonzero()[0])
+        if given is not None and not (fine := given.abs() <= LARGEST).all():
+            row, column = (int(i) for i in (~fine).nonzero()[0])
             raise CalibrationError(
                 f"calibration gives layer {name!r} {given[row, column]} in row {row}, column {column}; give "
-                "inputs that are finite and that the model answers with finite numbers"
+                f"inputs that are finite and that the model answers with finite numbers of at most {LARGEST:.1e}"
             )
 
 

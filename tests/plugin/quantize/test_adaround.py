@@ -76,7 +76,9 @@ def test_a_recipe_learns_the_rounding_of_what_smoothing_left(scheme):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("recipe", [{"linear": "int8"}, {"linear": "int8-weights"}, {"activations": "static"}], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [{"linear": "int8"}, {"linear": "int8-weights"}, {"activations": "static", "observer": "mse"}], ids=str
+)
 def test_a_corrected_bias_leaves_no_mean_error(recipe, with_bias):
     torch.manual_seed(0)
     linear, x = nn.Linear(40, 8, bias=with_bias), related(300, 40)
