@@ -10,6 +10,7 @@ from torch import nn
 from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
 from recpress.rewrite import Row, rewrite
+from recpress.training import Training
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -19,13 +20,14 @@ class Report:
     """What was done to each module, and the quality before and after.
 
     The rows' parameters and bytes add up to the model's own; ``quality_before`` and ``quality_after`` are what
-    ``evaluate`` returned, empty without it.
+    ``evaluate`` returned, empty without it. ``training`` is that of :func:`recpress.finetune`, None without it.
     """
 
     recipe: Recipe
     rows: tuple[Row, ...]
     quality_before: dict[str, float]
     quality_after: dict[str, float]
+    training: Training | None = None
 
     @property
     def parameters(self) -> int:
@@ -76,15 +78,15 @@ def compress(
     model.eval()
     try:
         captured = None if calibration is None else capture(model, calibration)
-        before = _evaluate(model, evaluate)
+        before = evaluated(model, evaluate)
         new, rows = rewrite(model, recipe, captured=captured)
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Compressed(new, Report(recipe, tuple(rows), before, _evaluate(new, evaluate)))
+    return Compressed(new, Report(recipe, tuple(rows), before, evaluated(new, evaluate)))
 
 
-def _evaluate(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
+def evaluated(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
     if evaluate is None:
         return {}
     with torch.no_grad():

@@ -10,6 +10,7 @@ from recpress.artifact.golden import Verdict
 from recpress.artifact.manifest import Layer, Manifest
 from recpress.pipeline import Report
 from recpress.rewrite import Row
+from recpress.training import Run, Training
 from recpress_kernels.int8_mlp.choice import Choice
 
 
@@ -33,6 +34,29 @@ def print_report(report: Report) -> None:
     for name, before in report.quality_before.items():
         after = report.quality_after[name]
         console.print(f"{name}: {before:.5f} to {after:.5f} ({after - before:+.5f})")
+    if report.training is not None:
+        for line in training_lines(report.training):
+            console.print(line)
+
+
+def training_lines(training: Training) -> list[str]:
+    """How a model was trained, what post-training quantisation alone gave, and what training does by itself."""
+
+    def told(run: Run, quality: dict[str, float]) -> str:
+        metrics = "".join(f", {name} {value:.5f}" for name, value in quality.items())
+        return f"validation loss {run.epochs[0].valid_loss:.6f} to {run.best.valid_loss:.6f}{metrics}"
+
+    run, before = training.run, "".join(f", {n} {v:.5f}" for n, v in training.quality_post_training.items())
+    lines = [
+        f"trained by {training.objective}, {len(run.epochs) - 1} passes, left at pass {run.best.number}: "
+        f"{told(run, {})}; before training{before or ', no quality was asked for'}"
+    ]
+    if training.control is None:
+        return [*lines, "control: turned off, so that what training does without compression is not known"]
+    return [
+        *lines,
+        f"control, trained the same way without compression: {told(training.control, training.quality_control)}",
+    ]
 
 
 def layers_table(rows: Iterable[Row | Layer]) -> Table:
