@@ -1,0 +1,83 @@
+"""Bags of several tables, each with ids of its own, in one call: what a graph holds as a call a table."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from recpress_kernels.embedding_bag_rows.bounds import check_bags
+from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
+from recpress_kernels.embedding_bag_rows.tables import RowTables
+from recpress_kernels.errors import KernelInputError
+
+
+def pool_bags(
+    tables: RowTables,
+    indices: Sequence[Tensor],
+    bags: Sequence[int] | Sequence[Tensor],
+    pooling: str = "sum",
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The bags of each table side by side, in one call of :func:`embedding_bag_rows`, whose bits they have.
+
+    Args:
+        tables: T tables.
+        indices: for each table, int32 or int64 ``[L_t]``, of one dtype.
+        bags: for each table, how many of its indices make a bag, at least 1; or its offsets ``[B + 1]`` in the dtype of
+            indices.
+        pooling: "sum" or "mean".
+        weights: for each table, float32 ``[L_t]``, with "sum" alone; None for no weights.
+
+    Returns:
+        float32 ``[B, sum of dim_t]``.
+
+    Raises:
+        KernelInputError: an operand has another dtype or shape, or the tables' batches differ.
+        IndexBoundsError: an index outside its table, or offsets that describe no bags of their table's indices.
+    """
+    batch, fixed = _batch(indices, bags), isinstance(bags[0], int)
+    if fixed:
+        offsets = _fixed(tuple(bags), batch, indices[0].dtype)
+    else:
+        offsets = bags[0] if len(bags) == 1 else _joined(tables, indices, bags)
+    if weights is not None:
+        weights = weights[0] if len(weights) == 1 else torch.cat(tuple(weights))
+    flat = indices[0] if len(indices) == 1 else torch.cat(tuple(indices))
+    return embedding_bag_rows(tables, flat, offsets, pooling, weights)
+
+
+def _batch(indices: Sequence[Tensor], bags: Sequence[int] | Sequence[Tensor]) -> int:
+    """How many bags each table has."""
+    counts = []
+    for part, each in zip(indices, bags, strict=True):
+        if isinstance(each, int):
+            counts.append(len(part) // each if len(part) % each == 0 else -1)
+        else:
+            counts.append(len(each) - 1)
+    if min(counts) < 0 or min(counts) != max(counts):
+        told = ", ".join(
+            f"{len(p)} by {e if isinstance(e, int) else list(e.shape)}" for p, e in zip(indices, bags, strict=True)
+        )
+        raise KernelInputError(
+            f"pool_bags: the tables' indices and their bags are {told}; give the same number of bags for all"
+        )
+    return counts[0]
+
+
+@lru_cache(maxsize=32)
+def _fixed(bags: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
+    """Offsets of bags of one length a table; to make them takes longer than the bags of a small batch."""
+    lengths = torch.tensor(bags, dtype=dtype).repeat_interleave(batch)
+    return torch.cat([torch.zeros(1, dtype=dtype), lengths.cumsum(0, dtype=dtype)])
+
+
+def _joined(tables: RowTables, indices: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
+    """The offsets of all tables' bags. Each table's own must hold in itself: joined, one's last bag meets the next."""
+    sizes = [part.shape[0] for part in indices]
+    each = torch.stack(tuple(offsets))
+    if each[:, 0].any() or each[:, -1].tolist() != sizes:
+        for t, (part, own) in enumerate(zip(indices, offsets, strict=True)):
+            check_bags(tables.tables[t : t + 1], part, own, tables.maps and tables.maps[t : t + 1])
+    begins = torch.tensor([0, *sizes[:-1]], dtype=each.dtype).cumsum(0, dtype=each.dtype)
+    return torch.cat([(each[:, :-1] + begins[:, None]).flatten(), each.new_full((1,), sum(sizes))])
