@@ -16,6 +16,7 @@ _HOMES = {
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "compress": "recpress.pipeline",
+    "count_ids": "recpress.tables",
     "export": "recpress.artifact.export",
     "load": "recpress.artifact.load",
     "package": "recpress.serving.repository",
