@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recpress.errors import KernelInputError
 from recpress_kernels import embedding_bag_rows, int8_linear, int8_sparse24_linear, map_ids, weight_only_linear
 from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
@@ -182,6 +183,17 @@ class RowsEmbeddingBag(_Rows):
         self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """``[B, L]`` indices, or ``[N]`` with offsets ``[B]`` (``[B + 1]`` with the last), to ``[B, dim]``."""
+        if indices.dim() not in (1, 2) or (indices.dim() == 1) != (offsets is not None):
+            given = "no offsets" if offsets is None else "offsets"
+            raise KernelInputError(
+                f"a bag layer is given indices of shape {tuple(indices.shape)} and {given}; give [B, L] without "
+                "offsets, or [N] with offsets [B]"
+            )
+        if per_sample_weights is not None and per_sample_weights.shape != indices.shape:
+            raise KernelInputError(
+                f"a bag layer is given per_sample_weights of shape {tuple(per_sample_weights.shape)}; give that of "
+                f"indices, {tuple(indices.shape)}"
+            )
         flat = indices if indices.dim() == 1 else indices.reshape(-1)
         if indices.dim() == 2:
             bags, length = indices.shape

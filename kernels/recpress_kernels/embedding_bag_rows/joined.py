@@ -42,6 +42,7 @@ def pool_bags(
     else:
         offsets = bags[0] if len(bags) == 1 else _joined(tables, indices, bags)
     if weights is not None:
+        _check_weights(indices, weights)
         weights = weights[0] if len(weights) == 1 else torch.cat(tuple(weights))
     flat = indices[0] if len(indices) == 1 else torch.cat(tuple(indices))
     return embedding_bag_rows(tables, flat, offsets, pooling, weights)
@@ -63,6 +64,16 @@ def _batch(indices: Sequence[Tensor], bags: Sequence[int] | Sequence[Tensor]) ->
             f"pool_bags: the tables' indices and their bags are {told}; give the same number of bags for all"
         )
     return counts[0]
+
+
+def _check_weights(indices: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Each table's own: joined, what one has too many could be what the next has too few."""
+    for t, (part, own) in enumerate(zip(indices, weights, strict=True)):
+        if own.shape != part.shape:
+            raise KernelInputError(
+                f"pool_bags: the weights of table {t} have shape {tuple(own.shape)}; give that of its indices, "
+                f"{tuple(part.shape)}"
+            )
 
 
 @lru_cache(maxsize=32)

@@ -286,6 +286,17 @@ def test_the_check_of_bits_sees_a_call_that_is_wrong(monkeypatch):
         check(Net(JOINS["cat"]), 1)
 
 
+def test_weights_of_another_length_are_refused_though_joined_they_would_fit():
+    tables = RowTables([quantize_rows_int8(torch.randn(5, 4))] * 2)
+    ids, weights = torch.zeros(4, dtype=torch.int64), torch.ones(8)
+    with pytest.raises(
+        KernelInputError, match=r"weights of table 0 have shape \(3,\); give that of its indices, \(4,\)"
+    ):
+        pool_bags(tables, [ids, ids], [2, 2], "sum", [weights[:3], weights[3:]])
+    with pytest.raises(KernelInputError, match="weights with pooling 'mean'"):
+        pool_bags(tables, [ids, ids], [2, 2], "mean", [weights[:4], weights[4:]])
+
+
 def test_pool_bags_refuses_tables_of_other_batches():
     tables = RowTables([quantize_rows_int8(torch.randn(5, 4))] * 2)
     ids = torch.zeros(4, dtype=torch.int64)
