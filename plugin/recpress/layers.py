@@ -153,13 +153,13 @@ class RowsEmbedding(_Rows):
         new.padding_idx = embedding.padding_idx
         return new
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """int32 or int64 of any shape to ``[*shape, dim]``, each look-up as a bag of one."""
         # A reshape and a view that do nothing would be nodes of every exported graph.
-        flat = indices if indices.dim() == 1 else indices.reshape(-1)
+        flat = input if input.dim() == 1 else input.reshape(-1)
         offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
         out = self._bags(flat, offsets)
-        return _as(out if indices.dim() == 1 else out.view(*indices.shape, self.embedding_dim), self.dtype)
+        return _as(out if input.dim() == 1 else out.view(*input.shape, self.embedding_dim), self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
@@ -179,24 +179,22 @@ class RowsEmbeddingBag(_Rows):
         how = {"mode": bag.mode, "include_last_offset": bag.include_last_offset}
         return cls(rows, bag.embedding_dim, bag.weight.dtype, **how)
 
-    def forward(
-        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """``[B, L]`` indices, or ``[N]`` with offsets ``[B]`` (``[B + 1]`` with the last), to ``[B, dim]``."""
-        if indices.dim() not in (1, 2) or (indices.dim() == 1) != (offsets is not None):
+        if input.dim() not in (1, 2) or (input.dim() == 1) != (offsets is not None):
             given = "no offsets" if offsets is None else "offsets"
             raise KernelInputError(
-                f"a bag layer is given indices of shape {tuple(indices.shape)} and {given}; give [B, L] without "
+                f"a bag layer is given indices of shape {tuple(input.shape)} and {given}; give [B, L] without "
                 "offsets, or [N] with offsets [B]"
             )
-        if per_sample_weights is not None and per_sample_weights.shape != indices.shape:
+        if per_sample_weights is not None and per_sample_weights.shape != input.shape:
             raise KernelInputError(
                 f"a bag layer is given per_sample_weights of shape {tuple(per_sample_weights.shape)}; give that of "
-                f"indices, {tuple(indices.shape)}"
+                f"indices, {tuple(input.shape)}"
             )
-        flat = indices if indices.dim() == 1 else indices.reshape(-1)
-        if indices.dim() == 2:
-            bags, length = indices.shape
+        flat = input if input.dim() == 1 else input.reshape(-1)
+        if input.dim() == 2:
+            bags, length = input.shape
             offsets = torch.arange(bags + 1, dtype=flat.dtype, device=flat.device) * length
         else:
             offsets = _as(offsets, flat.dtype)
@@ -222,9 +220,9 @@ class MappedTable(nn.Module):
         self.table = table
         self.register_buffer("remap", remap)
 
-    def forward(self, indices: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """As the table's own, with ids for rows."""
-        return self.table(map_ids(indices, self.num_embeddings, self.oov_row, self.remap), *args, **kwargs)
+        return self.table(map_ids(input, self.num_embeddings, self.oov_row, self.remap), *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, oov_row={self.oov_row}"

@@ -35,7 +35,7 @@ class PruneRows(BaseModel):
     Attributes:
         min_count: how often a row must have been looked up, by the counts that compress is given; 1 keeps what
             training touched. 0: not asked.
-        min_norm: the least Euclidean norm of a row. 0: not asked.
+        min_norm: the least Euclidean norm of a row as it is answered, quantised or not. 0: not asked.
         dropped: ``"mean"``: the mean of the dropped rows, which of all single answers has the least squared error, and
             for rows that training never touched is near the middle of what they were initialised with. ``"zero"``: a
             row of zeros, which says nothing to a dot product or a sum.

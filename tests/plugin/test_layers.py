@@ -109,6 +109,20 @@ def test_bad_ids_of_an_embedding_are_refused(scheme, value):
         small(torch.tensor([[1, value]]))
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "keep"])
+def test_tables_are_called_by_the_names_that_torch_has(scheme):
+    embedding, bag = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="sum")
+    ids, weights = torch.tensor([[1, 2], [3, 4]]), torch.rand(2, 2)
+    if scheme != "keep":
+        embedding, bag = (layers.compressed(t, scheme) for t in (embedding, bag))
+    one, pooled = embedding(ids), bag(ids, None, weights)
+    assert torch.equal(embedding(input=ids), one) and torch.equal(bag(input=ids, per_sample_weights=weights), pooled)
+    beyond, remap = torch.tensor([[1, 200], [3, 4]]), torch.tensor([0, 1, 2, 3, 4, 2, 2], dtype=torch.int32)
+    mapped, mapped_bag = (layers.MappedTable(t, 7, 6, remap) for t in (embedding, bag))
+    assert torch.equal(mapped(input=beyond), one)
+    assert torch.equal(mapped_bag(input=beyond, offsets=None, per_sample_weights=weights), pooled)
+
+
 @pytest.mark.parametrize(("scheme", "most"), [("int8", 0.27), ("int4", 0.142)])
 @pytest.mark.parametrize("table", [nn.Embedding(1000, 64), nn.EmbeddingBag(1000, 64, mode="sum")])
 def test_bytes_of_a_table(table, scheme, most):

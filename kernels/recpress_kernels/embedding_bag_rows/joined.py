@@ -36,9 +36,8 @@ def pool_bags(
         KernelInputError: an operand has another dtype or shape, or the tables' batches differ.
         IndexBoundsError: an index outside its table, or offsets that describe no bags of their table's indices.
     """
-    batch, fixed = _batch(indices, bags), isinstance(bags[0], int)
-    if fixed:
-        offsets = _fixed(tuple(bags), batch, indices[0].dtype)
+    if isinstance(bags[0], int):
+        offsets = _fixed(tuple(bags), _batch(indices, bags), indices[0].dtype)
     else:
         offsets = bags[0] if len(bags) == 1 else _joined(tables, indices, bags)
     if weights is not None:
@@ -48,22 +47,14 @@ def pool_bags(
     return embedding_bag_rows(tables, flat, offsets, pooling, weights)
 
 
-def _batch(indices: Sequence[Tensor], bags: Sequence[int] | Sequence[Tensor]) -> int:
+def _batch(indices: Sequence[Tensor], bags: Sequence[int]) -> int:
     """How many bags each table has."""
-    counts = []
-    for part, each in zip(indices, bags, strict=True):
-        if isinstance(each, int):
-            counts.append(len(part) // each if len(part) % each == 0 else -1)
-        else:
-            counts.append(len(each) - 1)
-    if min(counts) < 0 or min(counts) != max(counts):
-        told = ", ".join(
-            f"{len(p)} by {e if isinstance(e, int) else list(e.shape)}" for p, e in zip(indices, bags, strict=True)
-        )
-        raise KernelInputError(
-            f"pool_bags: the tables' indices and their bags are {told}; give the same number of bags for all"
-        )
-    return counts[0]
+    sizes = [part.shape[0] for part in indices]
+    batch = sizes[0] // bags[0]
+    if sizes != [batch * each for each in bags]:
+        told = ", ".join(f"{size} in bags of {each}" for size, each in zip(sizes, bags, strict=True))
+        raise KernelInputError(f"pool_bags: the tables have {told} indices; give the same number of whole bags for all")
+    return batch
 
 
 def _check_weights(indices: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -86,6 +77,11 @@ def _fixed(bags: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
 def _joined(tables: RowTables, indices: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
     """The offsets of all tables' bags. Each table's own must hold in itself: joined, one's last bag meets the next."""
     sizes = [part.shape[0] for part in indices]
+    if len({own.shape for own in offsets}) > 1:
+        told = ", ".join(str(list(own.shape)) for own in offsets)
+        raise KernelInputError(
+            f"pool_bags: the tables' offsets have shapes {told}; give the same number of bags for all"
+        )
     each = torch.stack(tuple(offsets))
     if each[:, 0].any() or each[:, -1].tolist() != sizes:
         for t, (part, own) in enumerate(zip(indices, offsets, strict=True)):

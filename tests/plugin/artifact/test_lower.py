@@ -10,7 +10,7 @@ from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
-from recpress.layers import RowsEmbedding
+from recpress.layers import MappedTable, RowsEmbedding
 from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
 from recpress_kernels.embedding_bag_rows.joined import pool_bags
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
@@ -145,6 +145,34 @@ class Rows(nn.Module):
 
 def test_int8_and_int4_tables_become_one_call():
     check(Rows(), 1)
+
+
+MAPPED = {
+    "columns": lambda t, x, s: torch.cat([x, *each(t, 3 * s - 9)], dim=1),
+    "one column twice": lambda t, x, s: torch.cat([x, t[0](s[:, 0] - 3), t[1](s[:, 0])], dim=1),
+    "rows of ids": lambda t, x, s: t[0](s - 2).sum(1) + x,
+    "rows of ids, a part": lambda t, x, s: t[0](s[:, 1:] * 5).sum(1) + t[2](s[:, :2]).sum(1),
+}
+
+
+@pytest.mark.parametrize("form, made", zip(MAPPED.values(), (1, 2, 1, 2), strict=True), ids=MAPPED)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_what_ids_go_through_before_is_part_of_the_call(form, made, dtype):
+    net = Net(form, 8, 8, 8, 8)
+    for t in (0, 1, 2, 3):
+        remap = None if t == 2 else torch.randperm(ROWS[t], dtype=torch.int32)
+        net.tables[t] = MappedTable(net.tables[t], ROWS[t], t, remap)
+    after = check(net, made, dtype=dtype)
+    assert calls(after, torch.ops.recpress.map_ids.default) == 0
+
+
+def test_a_map_that_is_made_while_the_model_runs_stays_a_node():
+    def form(tables, x, sparse):
+        remap = torch.arange(40, dtype=torch.int32) + 0
+        return tables[0](torch.ops.recpress.map_ids(sparse[:, 0], 40, 3, remap)) + x
+
+    after = check(Net(form, 8), 1)
+    assert calls(after, torch.ops.recpress.map_ids.default) == 1
 
 
 def test_float_tables_stay_as_they_are():
