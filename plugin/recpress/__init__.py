@@ -17,6 +17,7 @@ _HOMES = {
     "Report": "recpress.pipeline",
     "compress": "recpress.pipeline",
     "convert": "recpress.qat",
+    "count_ids": "recpress.tables",
     "export": "recpress.artifact.export",
     "finetune": "recpress.finetuning",
     "load": "recpress.artifact.load",

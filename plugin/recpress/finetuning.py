@@ -23,6 +23,7 @@ from recpress.pipeline import Compressed, Evaluate, evaluated
 from recpress.qat import convert, prepare
 from recpress.quantize.capture import ROWS, Inputs, call
 from recpress.recipe import Recipe, as_recipe
+from recpress.tables import Counts
 from recpress.training import Batch, Epoch, Loss, Settings, Training, check_batches, fit, rows_of, to_device
 
 _LABELS = ("label", "labels")
@@ -47,6 +48,7 @@ def finetune(
     loss: str | Loss = "distill",
     calibration: Iterable[Inputs] | None = None,
     evaluate: Evaluate | None = None,
+    counts: Counts | None = None,
     epochs: int = 4,
     lr: float = 1e-4,
     scale_lr: float | None = None,
@@ -92,6 +94,7 @@ def finetune(
             none with a ``loss`` of your own.
         evaluate: metrics of a model by name, as for compress; called with the original, with what compression gives
             before training, with what it gives after, and with the control.
+        counts: as for compress, where the recipe drops rows by them; they are dropped after training.
         epochs: passes over ``train`` at most.
         lr, scale_lr: Adam's learning rates of weights, and of learned scales: a hundredth of lr by default.
         schedule: ``"cosine"`` or ``"constant"``, after the warm-up.
@@ -125,11 +128,11 @@ def finetune(
         dense = copy.deepcopy(model) if control else None
         with _as_teacher(model), _progress(progress) as bar:
             before = evaluated(model, evaluate)
-            post_training = {} if evaluate is None else evaluated(convert(prepared).model, evaluate)
+            post_training = evaluated(convert(prepared, counts=counts).model, evaluate)
             given = (model, objective, train, valid, settings)
             run = fit(prepared, *given, on_step=bar("quantised"))
             dense_run = None if dense is None else fit(dense, *given, on_step=bar("control"))
-        compressed = convert(prepared)
+        compressed = convert(prepared, counts=counts)
         after, of_control = evaluated(compressed.model, evaluate), {} if dense is None else evaluated(dense, evaluate)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     training = Training(name, settings, run, dense_run, post_training, of_control)

@@ -22,6 +22,7 @@ from recpress.quantize.fake import LINEAR_SCHEMES, FakeEmbedding, FakeEmbeddingB
 from recpress.quantize.fold import fold, foldable
 from recpress.recipe import Recipe, Scheme, as_recipe
 from recpress.rewrite import Judged, Row, account, copy_with, inputs_of, judge
+from recpress.tables import Counts, apply_table_rules
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 
 _PLAN = "_recpress_plan"
@@ -97,13 +98,19 @@ def prepare(
     return new
 
 
-def convert(prepared: nn.Module) -> Compressed:
+def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
     """What ``prepared``, made by :func:`prepare` and trained since, becomes: as :func:`recpress.compress` gives it.
 
     ``prepared`` is not changed. The report holds no quality; its parameters and bytes before are those of the model
     that was prepared.
 
+    Args:
+        prepared: the module that prepare returned.
+        counts: as for compress, where the recipe drops rows by them. What it says of ids out of vocabulary and of rows
+            that are dropped is done here: while it is trained, a prepared model takes the ids that the original takes.
+
     Raises:
+        RecipeError, CalibrationError: what the recipe says of tables' rows does not fit, or counts are missing.
         TrainingError: ``prepared`` is no prepared model, or a layer of it was taken out since.
         UnsupportedLayerError: training left weights or scales that cannot be quantised (NaN, infinity).
     """
@@ -124,6 +131,7 @@ def convert(prepared: nn.Module) -> Compressed:
     rows = [_final(row, after.get(row.names[0])) for row in plan.rows]
     model = copy_with(prepared, replaced)
     vars(model).pop(_PLAN, None)
+    model, rows = apply_table_rules(model, rows, plan.recipe, counts)
     return Compressed(model, Report(plan.recipe, tuple(rows), {}, {}))
 
 

@@ -180,9 +180,9 @@ class FakeEmbedding(nn.Embedding):
         )
         self.weight, self.quantize = embedding.weight, quantize
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Whole numbers of any shape to ``[*shape, dim]``."""
-        return fake_rows(super().forward(indices), self.weight, indices, self.quantize)
+        return fake_rows(super().forward(input), self.weight, input, self.quantize)
 
 
 class FakeEmbeddingBag(nn.EmbeddingBag):
@@ -203,17 +203,15 @@ class FakeEmbeddingBag(nn.EmbeddingBag):
         )
         self.weight, self.quantize = bag.weight, quantize
 
-    def forward(
-        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """``[B, L]`` indices, or ``[N]`` with offsets, to ``[B, dim]``, as ``nn.EmbeddingBag`` takes them."""
-        flat = indices.reshape(-1)
+        flat = input.reshape(-1)
         looked_up = functional.embedding(
             flat, self.weight, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse
         )
         rows = fake_rows(looked_up, self.weight, flat, self.quantize)
         return functional.embedding_bag(
-            torch.arange(len(rows), device=rows.device, dtype=indices.dtype).view(indices.shape),
+            torch.arange(len(rows), device=rows.device, dtype=input.dtype).view(input.shape),
             rows,
             offsets,
             mode=self.mode,

@@ -63,7 +63,6 @@ def layers_table(rows: Iterable[Row | Layer]) -> Table:
     """One line a module."""
     table = Table("layer", "kind", "parameters", "before", "after", "SQNR", "what was done, or why not")
     for row in rows:
-        what = row.scheme if row.status == "compressed" else f"{row.status}: {row.reason}"
         table.add_row(
             ", ".join(row.names) or "(model)",
             row.layer,
@@ -71,9 +70,22 @@ def layers_table(rows: Iterable[Row | Layer]) -> Table:
             human_bytes(row.bytes_before),
             human_bytes(row.bytes_after),
             "" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB",
-            what,
+            what_was_done(row),
         )
     return table
+
+
+def what_was_done(row: Row | Layer) -> str:
+    """The scheme of a module, or why it has none; of a table also the rows that went and what answers for others."""
+    parts = [row.scheme if row.status == "compressed" else f"{row.status}: {row.reason}"]
+    if row.rows_dropped:
+        answer = "their mean" if row.dropped_answer == "mean" else "zeros"
+        parts.append(f"{row.rows_dropped:,} rows dropped, which answer {answer}; bytes with the map from ids to rows")
+    elif row.status == "compressed" and "not pruned" in row.reason:
+        parts.append(row.reason)
+    if row.oov_row is not None:
+        parts.append(f"ids out of vocabulary: row {row.oov_row}")
+    return "; ".join(parts)
 
 
 def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict | None = None) -> None:
@@ -81,7 +93,9 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict |
     console = Console()
     table = Table("", "name", "dtype", "shape of a row", "indexes tables of")
     for spec in manifest.inputs:
-        rows = [str(high + 1) for high in spec.table_high if high is not None]
+        any_id = spec.any_id or (False,) * len(spec.table_high)
+        ends = zip(spec.table_high, any_id, strict=True)
+        rows = [f"{high + 1}{' or any' * free}" for high, free in ends if high is not None]
         shown = ", ".join(rows[:8]) + (", …" if len(rows) > 8 else "")
         table.add_row("input", spec.name, spec.dtype, str(list(spec.shape)), f"{shown} rows" if rows else "")
     for spec in manifest.outputs:
