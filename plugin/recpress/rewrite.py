@@ -34,6 +34,9 @@ class Row:
     ``sqnr_db`` is the signal of a compressed layer over its error, 10 log10 of the ratio of mean squares: of a table's
     values, and of a linear layer's outputs on its calibration inputs, None without them. ``error_share`` is the
     share of the model's error that comes from this layer (quantize/shares.py), None without calibration inputs.
+
+    Of tables: ``oov_row`` is the row that answers for ids out of vocabulary, None where they are an error;
+    ``rows_dropped`` rows went, and one stands for them all, their mean or zero as ``dropped_answer`` says.
     """
 
     names: tuple[str, ...]
@@ -46,6 +49,9 @@ class Row:
     bytes_after: int
     sqnr_db: float | None = None
     error_share: float | None = None
+    oov_row: int | None = None
+    rows_dropped: int = 0
+    dropped_answer: Literal["", "mean", "zero"] = ""
 
 
 @dataclass(frozen=True)

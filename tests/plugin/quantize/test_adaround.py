@@ -6,7 +6,7 @@ from torch import nn
 
 import recpress
 from recpress.bench.ptq import fake_weight
-from recpress.errors import CalibrationError
+from recpress.errors import CalibrationError, RecipeError
 from recpress.quantize import adaround
 from recpress_kernels.formats.affine import quantize_symmetric, symmetric
 from recpress_kernels.formats.int8 import quantize_per_channel
@@ -98,6 +98,12 @@ def test_a_corrected_bias_leaves_no_mean_error(recipe, with_bias):
 def test_what_needs_calibration_says_so(field):
     with pytest.raises(CalibrationError, match=f"has {next(iter(field))}: .* found on calibration inputs; give"):
         recpress.compress(nn.Linear(4, 2), recpress.Recipe(**field))
+
+
+@pytest.mark.parametrize("field", [{"bias_correction": True}, {"rounding": "adaround"}], ids=str)
+def test_training_does_without(field):
+    with pytest.raises(RecipeError, match="which training overwrites; leave them away"):
+        recpress.prepare(nn.Linear(4, 2), recpress.Recipe(**field), calibration=[torch.ones(3, 4)])
 
 
 def test_fewer_bits_err_more_and_smaller_groups_and_learning_less():
