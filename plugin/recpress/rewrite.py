@@ -209,15 +209,9 @@ def _table_sqnr_db(table: Tensor, new: nn.Module) -> float | None:
 
 def _compress(module: nn.Module, name: str, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> nn.Module:
     x = None if captured is None else captured.inputs.get(id(module))
-    inputs = inputs_of(module, scheme, recipe, captured)
-    rounding = None
-    if x is not None and recipe.rounding == "adaround":
-        seen = x if inputs is None or inputs.multiplier is None else x * inputs.multiplier
-
-        def rounding(weight: Tensor, scale: Tensor) -> Tensor:
-            return adaround.learn(weight, scale[:, None], QMAX, seen)
-
     try:
+        inputs = inputs_of(module, scheme, recipe, captured)
+        rounding = None if x is None or recipe.rounding == "nearest" else _rounding(x, inputs)
         new = layers.compressed(module, scheme, inputs, rounding=rounding, search=recipe.embedding_search)
     except KernelInputError as error:
         raise UnsupportedLayerError(
@@ -226,6 +220,11 @@ def _compress(module: nn.Module, name: str, scheme: Scheme, recipe: Recipe, capt
     if x is not None and recipe.bias_correction:
         new.bias = bias.corrected(new, module, x)
     return new
+
+
+def _rounding(x: Tensor, inputs: layers.Inputs | None) -> layers.Rounding:
+    seen = x if inputs is None or inputs.multiplier is None else x * inputs.multiplier
+    return lambda weight, scale: adaround.learn(weight, scale[:, None], QMAX, seen)
 
 
 def account(

@@ -137,6 +137,14 @@ def test_weights_that_are_not_finite_name_their_layer(name, recipe, says, value)
     assert rows_by_name(kept)[name].status == "kept"
 
 
+def test_the_last_layers_weights_name_it_with_calibration_too():
+    model = small_model()
+    with torch.no_grad():
+        model.top[2].weight[0, 3] = NAN
+    with pytest.raises(UnsupportedLayerError, match="layer 'top.2' .*weight holds NaN or infinity"):
+        recpress.compress(model, calibration=[small_inputs(50)])
+
+
 def test_a_bias_that_masks_an_output_stays():
     model, x = nn.Linear(4, 3), torch.randn(30, 4)
     with torch.no_grad():
