@@ -72,9 +72,13 @@ def finetune(
     a tenth of Adam's usual 1e-3; give a tenth of what the model was trained with. It rises linearly over the first
     ``warmup`` of the steps, in which Adam knows little of the gradients' size, and falls to nothing along a cosine, so
     that weights near the middle between two steps of the quantiser come to rest (I. Loshchilov and F. Hutter 2017,
-    arXiv 1608.03983; M. Nagel et al. 2022, arXiv 2203.11086, on weights that oscillate). Learned scales are some
-    hundred times smaller than weights, and Adam moves each parameter by its learning rate whatever its size or its
-    gradient's, so that theirs is a hundredth by default.
+    arXiv 1608.03983; M. Nagel et al. 2022, arXiv 2203.11086, on weights that oscillate). Learned scales are some ten to
+    a hundred times smaller than weights, and Adam moves each parameter by its learning rate whatever its size or its
+    gradient's, so that theirs is a tenth by default.
+
+    Expect no gain where quantisation without training lost next to nothing, as int4 tables with the rest in "int8" on
+    MovieLens-100K: gradients that see past the rounding then move weights more than they mend, and the state before
+    training is what is kept. Where it lost more, training wins part of it back.
 
     After each pass the loss on ``valid`` decides: the best state is kept, the one before training included, and
     training ends when ``patience`` passes bring nothing better. The control is the original with the same loss,
@@ -96,7 +100,7 @@ def finetune(
             before training, with what it gives after, and with the control.
         counts: as for compress, where the recipe drops rows by them; they are dropped after training.
         epochs: passes over ``train`` at most.
-        lr, scale_lr: Adam's learning rates of weights, and of learned scales: a hundredth of lr by default.
+        lr, scale_lr: Adam's learning rates of weights, and of learned scales: a tenth of lr by default.
         schedule: ``"cosine"`` or ``"constant"``, after the warm-up.
         warmup: share of all steps.
         dropout: whether it is on in training; None: with ``loss="labels"`` alone. Batch norms keep their statistics.
@@ -113,7 +117,7 @@ def finetune(
         UnsupportedLayerError, CalibrationError: as :func:`recpress.prepare`.
     """
     recipe = as_recipe(recipe)
-    scale_lr = lr / 100 if scale_lr is None else scale_lr
+    scale_lr = lr / 10 if scale_lr is None else scale_lr
     dropout = loss == "labels" if dropout is None else dropout
     settings = Settings(epochs, lr, scale_lr, schedule, warmup, patience, dropout, seed)
     objective = _objective(loss)
