@@ -16,9 +16,13 @@ _HOMES = {
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "compress": "recpress.pipeline",
+    "convert": "recpress.qat",
+    "count_ids": "recpress.tables",
     "export": "recpress.artifact.export",
+    "finetune": "recpress.finetuning",
     "load": "recpress.artifact.load",
     "package": "recpress.serving.repository",
+    "prepare": "recpress.qat",
 }
 
 __all__ = [*_HOMES]

@@ -21,6 +21,7 @@ __all__ = [
     "RequestError",
     "ServerError",
     "SourceError",
+    "TrainingError",
     "UnsupportedLayerError",
 ]
 
@@ -39,6 +40,10 @@ class UnsupportedLayerError(RecpressError):
 
 class CalibrationError(RecpressError):
     """Calibration inputs are empty, of the wrong form, or not finite."""
+
+
+class TrainingError(RecpressError):
+    """Fine-tuning is asked for what it cannot do, is given no batches, or diverges."""
 
 
 class ExportError(RecpressError):

@@ -30,6 +30,9 @@ class Row:
     and ``bytes_after`` the parameters and buffers, a tensor that several modules share at the first of them.
     ``sqnr_db`` is the signal of a compressed layer over its error, 10 log10 of the ratio of mean squares: of a table's
     values, and of a linear layer's outputs on its calibration inputs, None without them.
+
+    Of tables: ``oov_row`` is the row that answers for ids out of vocabulary, None where they are an error;
+    ``rows_dropped`` rows went, and one stands for them all, their mean or zero as ``dropped_answer`` says.
     """
 
     names: tuple[str, ...]
@@ -41,6 +44,9 @@ class Row:
     bytes_before: int
     bytes_after: int
     sqnr_db: float | None = None
+    oov_row: int | None = None
+    rows_dropped: int = 0
+    dropped_answer: Literal["", "mean", "zero"] = ""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from recpress import layers
-from recpress.errors import IndexBoundsError
+from recpress.errors import IndexBoundsError, KernelInputError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,6 +53,74 @@ def test_bag_with_the_last_offset_and_weights():
     small = layers.compressed(bag, "int8")
     flat, offsets, weights = torch.randint(0, 20, (7,)), torch.tensor([0, 3, 7]), torch.rand(7)
     torch.testing.assert_close(small(flat, offsets, weights), bag(flat, offsets, weights), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bags_of_no_rows_and_of_no_columns(scheme):
+    small = layers.compressed(nn.EmbeddingBag(20, 8, mode="mean"), scheme)
+    assert small(torch.zeros(0, 6, dtype=torch.int64)).shape == (0, 8)
+    assert torch.equal(small(torch.zeros(3, 0, dtype=torch.int64)), torch.zeros(3, 8))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert small(none, none).shape == (0, 8)
+    assert torch.equal(small(none, torch.zeros(2, dtype=torch.int64)), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        (
+            (torch.zeros(2, 3).long(), torch.tensor([0, 1])),
+            KernelInputError,
+            r"shape \(2, 3\) and offsets; give \[B, L\]",
+        ),
+        ((torch.zeros(3).long(),), KernelInputError, r"shape \(3,\) and no offsets"),
+        ((torch.zeros(1, 2, 3).long(),), KernelInputError, r"shape \(1, 2, 3\) and no offsets"),
+        ((torch.zeros(2, 3),), KernelInputError, "indices is torch.float32"),
+        (
+            (torch.zeros(2, 3).long(), None, torch.ones(3, 2)),
+            KernelInputError,
+            r"weights of shape \(3, 2\); .* \(2, 3\)",
+        ),
+        ((torch.zeros(3).long(), torch.tensor([0]), torch.ones(2)), KernelInputError, r"weights of shape \(2,\)"),
+        (
+            (torch.tensor([[1, 20]]),),
+            IndexBoundsError,
+            "index 20 at position 1 is outside table 0; allowed are 0 to 19",
+        ),
+        ((torch.tensor([[-1, 0]]),), IndexBoundsError, "index -1 at position 0"),
+        ((torch.tensor([[1, 2**32 + 1]]),), IndexBoundsError, f"index {2**32 + 1} at position 1"),
+        ((torch.zeros(3).long(), torch.tensor([0, 2, 1])), IndexBoundsError, "offsets go down after entry 1"),
+        ((torch.zeros(3).long(), torch.tensor([0, 4])), IndexBoundsError, "offsets go down after entry 1, from 4 to 3"),
+        ((torch.zeros(3).long(), torch.tensor([1, 2])), IndexBoundsError, "offsets run from 1"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bad_bags_are_refused(scheme, given, error, message):
+    small = layers.compressed(nn.EmbeddingBag(20, 8, mode="sum"), scheme)
+    with pytest.raises(error, match=message):
+        small(*given)
+
+
+@pytest.mark.parametrize("value", [-1, 20, 2**32 + 1, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bad_ids_of_an_embedding_are_refused(scheme, value):
+    small = layers.compressed(nn.Embedding(20, 8), scheme)
+    with pytest.raises(IndexBoundsError, match=f"index {value} at position 1 is outside table 0; allowed are 0 to 19"):
+        small(torch.tensor([[1, value]]))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "keep"])
+def test_tables_are_called_by_the_names_that_torch_has(scheme):
+    embedding, bag = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="sum")
+    ids, weights = torch.tensor([[1, 2], [3, 4]]), torch.rand(2, 2)
+    if scheme != "keep":
+        embedding, bag = (layers.compressed(t, scheme) for t in (embedding, bag))
+    one, pooled = embedding(ids), bag(ids, None, weights)
+    assert torch.equal(embedding(input=ids), one) and torch.equal(bag(input=ids, per_sample_weights=weights), pooled)
+    beyond, remap = torch.tensor([[1, 200], [3, 4]]), torch.tensor([0, 1, 2, 3, 4, 2, 2], dtype=torch.int32)
+    mapped, mapped_bag = (layers.MappedTable(t, 7, 6, remap) for t in (embedding, bag))
+    assert torch.equal(mapped(input=beyond), one)
+    assert torch.equal(mapped_bag(input=beyond, offsets=None, per_sample_weights=weights), pooled)
 
 
 @pytest.mark.parametrize(("scheme", "most"), [("int8", 0.27), ("int4", 0.142)])

@@ -14,7 +14,8 @@ def test_schemes_follow_the_kind_and_overrides_follow_the_name():
 
 
 def test_yaml_round_trip(tmp_path):
-    recipe = Recipe(name="mine", linear="keep", overrides={"top.0": "int8"})
+    prune = {"tables.*": {"min_count": 2, "min_norm": 0.5, "dropped": "zero"}}
+    recipe = Recipe(name="mine", linear="keep", overrides={"top.0": "int8"}, oov={"tables.*": 0}, prune_rows=prune)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert as_recipe(path) == recipe == as_recipe(str(path))
@@ -35,12 +36,23 @@ def test_is_frozen():
         (
             {"liner": "int8"},
             "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, "
-            "embedding_search, overrides",
+            "embedding_search, overrides, oov, prune_rows",
         ),
         ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-24', 'int8-weights' or 'keep'"),
         ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8', 'int4' or 'keep'"),
         ({"embedding_search": "best"}, "'embedding_search' is 'best'.*'greedy' or 'range'"),
         ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),
+        ({"oov": {"a": -1}}, "'oov.a' is -1: .* greater than or equal to 0"),
+        ({"oov": {"a": True}}, "'oov.a' is True: .* valid integer"),
+        ({"oov": {"a": "mean"}}, "'oov.a' is 'mean': .* valid integer"),
+        ({"prune_rows": {"a": {}}}, "neither min_count nor min_norm is above 0"),
+        ({"prune_rows": {"a": {"min_norm": float("nan")}}}, "'prune_rows.a.min_norm' is nan"),
+        ({"prune_rows": {"a": {"min_count": 1.5}}}, "'prune_rows.a.min_count' is 1.5"),
+        ({"prune_rows": {"a": {"min_count": 1, "dropped": "last"}}}, "'prune_rows.a.dropped' is 'last'"),
+        (
+            {"prune_rows": {"a": {"keep": 1}}},
+            "unknown key 'prune_rows.a.keep'; allowed are: min_count, min_norm, dropped",
+        ),
     ],
 )
 def test_refuses_unknown_keys_and_values(given, message):
