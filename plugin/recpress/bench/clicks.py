@@ -21,6 +21,7 @@ from recpress.zoo.two_tower import TwoTower
 MODELS = {"deepfm": DeepFM, "dlrm": DLRM, "dcn-v2": DCNv2, "two-tower": TwoTower}
 OF_THE_USER = ("age", "log_user_count", "user_like_share")
 CALIBRATION_ROWS = 4096
+BATCH = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,12 @@ class Clicks:
     def calibration(self) -> list[tuple[Tensor, Tensor]]:
         """Inputs of the first train rows."""
         return [(self.data.train.dense[:CALIBRATION_ROWS], self.data.train.sparse[:CALIBRATION_ROWS])]
+
+    def batches(self, part: str) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """The "train" or the "valid" rows with their labels, shuffled once."""
+        rows = getattr(self.data, part)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(BATCH)
+        return [((rows.dense[batch], rows.sparse[batch]), rows.label[batch]) for batch in order]
 
     def score(self, model: nn.Module) -> np.ndarray:
         """Logits of the test rows, float64 ``[N]``."""

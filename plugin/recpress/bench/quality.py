@@ -21,7 +21,7 @@ import torch
 from recpress.bench.clicks import MODELS, Clicks
 from recpress.bench.promises import Compared, Promise, promises
 from recpress.bench.ranking import Ranks
-from recpress.bench.variants import VARIANTS, Variant, least_bytes, variant
+from recpress.bench.variants import POST_TRAINING, VARIANTS, Variant, least_bytes, variant
 from recpress.data import movielens, movielens_small, sequences
 from recpress.errors import DataError
 from recpress_kernels.bench import save
@@ -80,7 +80,6 @@ def run(
 ) -> Iterator[Row]:
     """Each row as soon as it is measured; weights of trained models are kept in ``folder``."""
     for study in given:
-        calibration = study.calibration()
         for name in (name for name in study.models if name in models):
             for seed in seeds:
                 start = time.perf_counter()
@@ -93,7 +92,7 @@ def run(
                 say(f"{study.name} {name} seed {seed}: {how}; original: {', '.join(figures)}")
                 for label, way in variants.items():
                     start = time.perf_counter()
-                    made = way.apply(model, calibration)
+                    made = way.apply(model, study)
                     seconds = time.perf_counter() - start
                     compared = study.compare(before, study.score(made.model))
                     size = made.report.bytes_before, made.report.bytes_after
@@ -181,9 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--recipes",
         nargs="+",
-        default=list(VARIANTS),
+        default=POST_TRAINING,
         metavar="RECIPE",
-        help=f"of {', '.join(VARIANTS)}, other presets, and YAML files (default: those named)",
+        help=f"of {', '.join(VARIANTS)}, other presets, and YAML files (default: those that train nothing)",
     )
     parser.add_argument("--dim", type=int, default=16, help="numbers a row of the tables, of SASRec always 50")
     parser.add_argument("--cache", type=Path, help="folder of trained weights (default ~/.cache/recpress/quality)")

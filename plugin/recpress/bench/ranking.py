@@ -1,6 +1,7 @@
 """SASRec, which ranks what comes next, for the benchmark of quality: trained, scored and compared."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from recpress.zoo.sasrec_train import Ranked, by_length, ranked, train, trimmed
 NEGATIVES_SEED = 2018
 CALIBRATION_USERS = 512
 CALIBRATION_BATCH = 32
+BATCH, CANDIDATES = 128, 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,26 @@ class Ranks:
         # The rows that are kept of a layer are the first: of every length some.
         batches = [batches[i] for i in torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))]
         return [(trimmed(self.valid.histories[batch]), self.valid.candidates[batch]) for batch in batches]
+
+    def batches(self, part: str) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """Users with a few candidates, labelled 1 where the item came next: the event before those that are left out
+        ("train"), or that which is left to validate on ("valid").
+        """
+        users = self.valid if part == "valid" else self._known
+        order = by_length(users.histories).split(BATCH)
+        order = [order[i] for i in torch.randperm(len(order), generator=torch.Generator().manual_seed(1))]
+        label = torch.zeros(1, CANDIDATES)
+        label[:, 0] = 1.0
+        return [
+            ((trimmed(users.histories[batch]), users.candidates[batch, :CANDIDATES]), label.expand(len(batch), -1))
+            for batch in order
+        ]
+
+    @cached_property
+    def _known(self) -> Ranking:
+        """What the model was trained on: each user without the two events that are left out."""
+        known = Sequences(tuple(items[:-2] for items in self.data.events if len(items) > 4), self.data.num_items)
+        return sequences.leave_out(known, length=self.length, last=1, seed=NEGATIVES_SEED)
 
     def score(self, model: nn.Module) -> Ranked:
         """HR@10 and NDCG@10 of each user to test on."""

@@ -1,10 +1,11 @@
 """The ways to compress a model that the benchmark of quality compares, and the least bytes that their formats allow."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from recpress.finetuning import finetune
 from recpress.layers import Int8Linear
 from recpress.pipeline import Compressed, compress
 from recpress.recipe import Recipe, as_recipe
@@ -15,17 +16,32 @@ SCALE_BYTES = 4
 KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
 
 
+class Inputs(Protocol):
+    """Where a variant takes rows from."""
+
+    def calibration(self) -> list[tuple[Tensor, ...]]:
+        """Inputs like those that the model will score."""
+
+    def batches(self, part: str) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """Inputs with labels of the ``"train"`` or the ``"valid"`` rows."""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A ``recipe``, with calibration inputs or without, its weights of ``weight_bits``."""
+    """A ``recipe``, with calibration inputs or without, its weights of ``weight_bits``; ``tuned``: distilled after."""
 
     recipe: Recipe
     calibrated: bool = True
     weight_bits: int = 8
+    tuned: bool = False
 
-    def apply(self, model: nn.Module, calibration: Sequence[tuple[Tensor, ...]]) -> Compressed:
+    def apply(self, model: nn.Module, rows: Inputs) -> Compressed:
         """``model`` compressed so; it is not changed."""
-        made = compress(model, self.recipe, calibration=calibration if self.calibrated else None)
+        calibration = rows.calibration() if self.calibrated else None
+        if self.tuned:
+            batches = rows.batches("train"), rows.batches("valid")
+            return finetune(model, self.recipe, *batches, calibration=calibration, control=False, progress=False)
+        made = compress(model, self.recipe, calibration=calibration)
         if self.weight_bits == 7:
             _weights_of_7_bits(model, made.model)
         return made
@@ -37,7 +53,10 @@ VARIANTS = {
     "int8-static": Variant(Recipe.preset("int8-static")),
     "int8-7bit": Variant(Recipe.preset("int8"), weight_bits=7),
     "int8-tables4": Variant(Recipe.preset("int8-tables4")),
+    "int8-qat": Variant(Recipe.preset("int8"), tuned=True),
+    "int8-tables4-qat": Variant(Recipe.preset("int8-tables4"), tuned=True),
 }
+POST_TRAINING = tuple(name for name, way in VARIANTS.items() if not way.tuned)
 
 
 def variant(name: str) -> Variant:

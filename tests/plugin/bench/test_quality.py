@@ -52,7 +52,7 @@ def rows(tmp_path_factory):
     said = []
     ruined = Variant(Recipe.preset("int8"), calibrated=False)
     object.__setattr__(ruined, "apply", _ruin)
-    variants = {name: VARIANTS[name] for name in ("int8", "int8-7bit", "int8-tables4")} | {"ruined": ruined}
+    variants = {name: VARIANTS[name] for name in ("int8", "int8-7bit", "int8-tables4-qat")} | {"ruined": ruined}
     options = {"seeds": [0, 1], "variants": variants, "folder": folder, "models": ["dlrm", "two-tower"]}
     found = list(quality.run([clicks()], **options, say=said.append))
     again = list(quality.run([clicks()], **options | {"variants": {}}, say=said.append))
@@ -60,7 +60,7 @@ def rows(tmp_path_factory):
     return found
 
 
-def _ruin(model, calibration):
+def _ruin(model, rows):
     """An int8 model whose last layer has lost the sign of its weights."""
     compressed = compress(model, "int8")
     last = [m for m in compressed.model.modules() if isinstance(m, Int8Linear)][-1]
@@ -70,7 +70,7 @@ def _ruin(model, calibration):
 
 def test_each_variant_of_each_model_and_seed_is_a_row(rows):
     keys = [(row.model, row.seed, row.variant) for row in rows]
-    wanted = ("int8", "int8-7bit", "int8-tables4", "ruined")
+    wanted = ("int8", "int8-7bit", "int8-tables4-qat", "ruined")
     assert keys == [(m, s, v) for m in ("dlrm", "two-tower") for s in (0, 1) for v in wanted]
     for row in rows:
         auc = row.compared.metrics["AUC"]
@@ -83,7 +83,7 @@ def test_what_is_good_passes_and_what_is_ruined_fails(rows):
         names = {promise.name for promise in row.failing} - {"bytes"}
         if row.variant == "ruined":
             assert "AUC" in names and "logloss" in names and row.compared.metrics["AUC"].high < 0
-        elif row.variant != "int8-tables4":
+        else:
             assert row.compared.metrics["AUC"].ratio > 0.995 and row.compared.change("logloss") < 1.01
 
 
@@ -147,7 +147,7 @@ def test_weights_of_7_bits():
     study = clicks()
     torch.manual_seed(0)
     model = DLRM(num_dense=3, table_rows=(30, 20), dim=8)
-    made = variant("int8-7bit").apply(model, study.calibration())
+    made = variant("int8-7bit").apply(model, study)
     layers = [m for m in made.model.modules() if isinstance(m, Int8Linear)]
     assert len(layers) == 6 and all(m.weight.abs().amax() == 63 for m in layers)
     with torch.no_grad():
@@ -169,17 +169,29 @@ def test_the_command(tmp_path, capsys):
     users = [(start + 7 * np.arange(6)) % 150 + 1 for start in generator.integers(0, 150, 120)]
     text = "".join(f"{user} {item}\n" for user, items in enumerate(users, start=1) for item in items)
     (tmp_path / "Video.txt.gz").write_bytes(gzip.compress(text.encode()))
-    given = ["--data", tmp_path, "--sets", "ml-latest-small", "video", "--seeds", 0, "--recipes", "int8"]
+    given = [
+        "--data",
+        tmp_path,
+        "--sets",
+        "ml-latest-small",
+        "video",
+        "--seeds",
+        0,
+        "--recipes",
+        "int8",
+        "int8-tables4-qat",
+    ]
     quality.main([*map(str, given), "--cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")])
     out = capsys.readouterr().out
     assert f"ml-latest-small left out: {tmp_path} holds no ratings.csv" in out
     assert "video sasrec seed 0: trained in" in out and "| video | sasrec | int8 |" in out
     result = json.loads((tmp_path / "out.json").read_text())
     assert list(result) == ["machine", "kind", "rows"] and result["kind"] == "quality"
-    (row,) = result["rows"]
+    row, tuned = result["rows"]
     assert row["variant"] == "int8" and set(row["HR@10"]) == {"before", "after", "low", "high", "difference", "ratio"}
-    broken = [promise["name"] for promise in row["promises"] if not promise["kept"]]
-    assert f"\n{int(bool(broken))} of 1 rows break a promise." in out
+    assert tuned["variant"] == "int8-tables4-qat" and tuned["bytes_after"] < row["bytes_after"]
+    broken = sum(any(not promise["kept"] for promise in found["promises"]) for found in result["rows"])
+    assert f"\n{broken} of 2 rows break a promise." in out
     assert [promise["name"] for promise in row["promises"]] == ["HR@10", "NDCG@10", "bytes"]
 
 
