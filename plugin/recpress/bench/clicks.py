@@ -14,7 +14,6 @@ from recpress.zoo.cache import trained
 from recpress.zoo.dcn import DCNv2
 from recpress.zoo.deepfm import DeepFM
 from recpress.zoo.dlrm import DLRM
-from recpress.zoo.quality import score
 from recpress.zoo.train import train
 from recpress.zoo.two_tower import TwoTower
 
@@ -63,6 +62,8 @@ class Clicks:
 
     def score(self, model: nn.Module) -> np.ndarray:
         """Logits of the test rows, float64 ``[N]``."""
+        from recpress.zoo.quality import score  # needs torchmetrics, which training has found to be there
+
         return score(model, self.data.test).double().numpy()
 
     def compare(self, before: np.ndarray, after: np.ndarray) -> Compared:

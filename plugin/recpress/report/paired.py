@@ -63,7 +63,6 @@ def paired_auc(
         ranks = [np.unique(scores, return_inverse=True)[1] for scores in (before, after)]
 
         def difference(weights: np.ndarray) -> float:
-            # A draw of units that have one label between them has no AUC; it says nothing of the difference.
             first, second = (_weighted_auc(r, positive, weights) for r in ranks)
             return second - first
 
@@ -118,7 +117,8 @@ def bootstrap(
     together.
 
     Args:
-        statistic: called with how often each row was drawn, float64 ``[N]``; NaN leaves the draw out.
+        statistic: called with how often each row was drawn, float64 ``[N]``; NaN, as of an AUC where all drawn rows
+            have one label, leaves the draw out.
         units: the unit of each row, ``[N]``.
         draws: 1000 settle the ends of a 95 % interval to about 3 % of its width.
     """
