@@ -15,7 +15,7 @@ from recpress.errors import KernelInputError
 from recpress_kernels import embedding_bag_rows, int8_linear, int8_sparse24_linear, map_ids, weight_only_linear
 from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
-from recpress_kernels.formats.rows import bits_of, dequantize_rows, quantize_rows_int4, quantize_rows_int8
+from recpress_kernels.formats.rows import bits_of, dequantize_rows, quantize_rows_int4, quantize_rows_int8, row_bytes
 
 Rounding = Callable[[Tensor, Tensor], Tensor]
 """int8 ``[out, in]`` of float weights ``[out, in]`` and the scale ``[out]`` of their channels."""
@@ -264,6 +264,12 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
         if not 1 <= layer.in_features <= MAX_IN_FEATURES:
             return f"it has {layer.in_features} inputs; int32 sums take 1 to {MAX_IN_FEATURES}"
         return _crowded(layer.weight) if scheme == "int8-24" else None
+    small, now = (
+        row_bytes(layer.embedding_dim, 4 if scheme == "int4" else 8),
+        layer.embedding_dim * weight.element_size(),
+    )
+    if small >= now:
+        return f"its rows take {now} bytes, and would take {small} as {scheme}"
     if layer.max_norm is not None:
         return "max_norm rescales its rows while the model runs"
     if isinstance(layer, nn.EmbeddingBag):

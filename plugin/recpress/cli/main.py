@@ -134,7 +134,7 @@ def serve(
 
 class Benchmark(str, Enum):
     """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of what
-    compressing itself takes, in ``recpress.bench``."""
+    compressing itself costs, in ``recpress.bench``."""
 
     int8 = "int8"
     sparse24 = "sparse24"
@@ -142,14 +142,19 @@ class Benchmark(str, Enum):
     dlrm = "dlrm"
     quantize = "quantize"
     ptq = "ptq"
+    quality = "quality"
+
+
+OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def bench(context: typer.Context, name: Benchmark) -> None:
-    """Measure beside other libraries and print ratios: bench NAME [--json FILE]; bench NAME --help lists more."""
-    package = "recpress.bench" if name in (Benchmark.quantize, Benchmark.ptq) else "recpress_kernels.bench"
+    """Measure, beside other libraries or the original, and print: bench NAME [--json FILE]; bench NAME --help lists
+    more."""
+    package = "recpress.bench" if name in OF_COMPRESSION else "recpress_kernels.bench"
     import_module(f"{package}.{name.value}").main(context.args)
 
 

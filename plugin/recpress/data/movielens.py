@@ -122,7 +122,7 @@ def fetch(
     Raises:
         DataError: no source has it; the text gives each one's reason and what to do.
     """
-    root = _default_cache() if cache_dir is None else Path(cache_dir)
+    root = default_cache() if cache_dir is None else Path(cache_dir)
     folder = root / "ml-100k"
     placed = root / "ml-100k.zip"
     say = report or (lambda line: None)
@@ -167,40 +167,61 @@ def prepare(raw: Raw, *, seed: int = SPLIT_SEED) -> MovieLens:
     Sparse columns: user, film, gender, occupation, region, as ids from 0. The time is no feature.
     """
     user, film = raw.ratings[:, 0] - 1, raw.ratings[:, 1] - 1
-    label = (raw.ratings[:, 2] >= LIKED).astype(np.float32)
-    order = np.random.default_rng(seed).permutation(len(label))
-    tenth = len(order) // 10
-    parts = {"train": order[2 * tenth :], "valid": order[:tenth], "test": order[tenth : 2 * tenth]}
-    train = parts["train"]
-
     numbers = {
         "age": np.array([u.age for u in raw.users], dtype=np.float64)[user],
         "year": np.array([f.year or np.nan for f in raw.films], dtype=np.float64)[film],
-        "log_user_count": _log_others(user, train),
-        "log_film_count": _log_others(film, train),
-        "user_like_share": _like_share(user, label, train),
-        "film_like_share": _like_share(film, label, train),
     }
-    columns = [(x - np.nanmean(x[train])) / np.nanstd(x[train]) for x in numbers.values()]
-    genres = np.array([f.genres for f in raw.films], dtype=np.float64)[film]
-    dense = np.column_stack([*map(np.nan_to_num, columns), genres]).astype(np.float32)
-
     traits = [_codes([getattr(u, name) for u in raw.users]) for name in ("gender", "occupation", "region")]
-    sparse = np.column_stack([user, film, *(codes[user] for codes in traits)])
-    splits = {
-        name: Rows(*(torch.from_numpy(column[rows]) for column in (dense, sparse, label)))
-        for name, rows in parts.items()
-    }
+    genres = np.array([f.genres for f in raw.films], dtype=np.float64)[film]
+    names, splits = split_rows(user, film, raw.ratings[:, 2] >= LIKED, numbers, genres, traits, seed=seed)
     return MovieLens(
         source=raw.source,
-        dense_names=(*numbers, *GENRES),
+        dense_names=(*names, *GENRES),
         sparse_names=("user", "film", "gender", "occupation", "region"),
         table_rows=(len(raw.users), len(raw.films), *(int(codes.max()) + 1 for codes in traits)),
         **splits,
     )
 
 
-def _default_cache() -> Path:
+def split_rows(
+    user: np.ndarray,
+    film: np.ndarray,
+    liked: np.ndarray,
+    numbers: dict[str, np.ndarray],
+    genres: np.ndarray,
+    traits: Sequence[np.ndarray] = (),
+    *,
+    seed: int = SPLIT_SEED,
+) -> tuple[tuple[str, ...], dict[str, Rows]]:
+    """Names of the columns that are standardised, and rows of ratings split 8:1:1 at random by ``seed``.
+
+    :func:`prepare` says what the columns are. ``user`` and ``film`` are ids from 0, one a rating; ``numbers`` and
+    ``genres`` ``[N, G]`` are of the ratings, ``traits`` of the users.
+    """
+    label = liked.astype(np.float32)
+    order = np.random.default_rng(seed).permutation(len(label))
+    tenth = len(order) // 10
+    parts = {"train": order[2 * tenth :], "valid": order[:tenth], "test": order[tenth : 2 * tenth]}
+    train = parts["train"]
+    numbers = numbers | {
+        "log_user_count": _log_others(user, train),
+        "log_film_count": _log_others(film, train),
+        "user_like_share": _like_share(user, label, train),
+        "film_like_share": _like_share(film, label, train),
+    }
+    # A column that is the same everywhere has no deviation.
+    columns = [(x - np.nanmean(x[train])) / (np.nanstd(x[train]) or 1.0) for x in numbers.values()]
+    dense = np.column_stack([*map(np.nan_to_num, columns), genres]).astype(np.float32)
+    sparse = np.column_stack([user, film, *(codes[user] for codes in traits)])
+    splits = {
+        name: Rows(*(torch.from_numpy(column[rows]) for column in (dense, sparse, label)))
+        for name, rows in parts.items()
+    }
+    return tuple(numbers), splits
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/recpress`` or ``~/.cache/recpress``."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "recpress"
 

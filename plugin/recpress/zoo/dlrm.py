@@ -5,12 +5,11 @@ arXiv 1906.00091.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import nn
 
-EMBEDDING_STD = 0.01  # at the start; 0.1 costs 0.006 of AUC on MovieLens-100K
+from recpress.zoo.parts import check_dropout, check_sizes, draw_small, mlp, tables
 
 
 class DLRM(nn.Module):
@@ -42,21 +41,16 @@ class DLRM(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        _check_sizes("num_dense", [num_dense])
-        _check_sizes("dim", [dim])
-        _check_sizes("table_rows", table_rows)
-        _check_sizes("bottom", bottom)
-        _check_sizes("top", top)
-        if not table_rows:
-            raise ValueError("table_rows is empty, and DLRM needs at least one table")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and less than 1, not {dropout}")
+        check_sizes("num_dense", [num_dense])
+        check_sizes("dim", [dim])
+        check_sizes("bottom", bottom)
+        check_sizes("top", top)
+        check_dropout(dropout)
         vectors = 1 + len(table_rows)
-        self.bottom = _mlp([num_dense, *bottom, dim], last_relu=True)
-        self.tables = nn.ModuleList(nn.Embedding(rows, dim) for rows in table_rows)
-        self.top = _mlp([dim + vectors * (vectors - 1) // 2, *top, 1], dropout=dropout)
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=EMBEDDING_STD)
+        self.bottom = mlp([num_dense, *bottom, dim], last_relu=True)
+        self.tables = tables(table_rows, dim)
+        self.top = mlp([dim + vectors * (vectors - 1) // 2, *top, 1], dropout=dropout)
+        draw_small(self.tables)
 
     def forward(self, dense: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
         """Logits float32 [B] of ``dense`` float32 [B, num_dense] and ``sparse`` int64 [B, T]."""
@@ -66,21 +60,3 @@ class DLRM(nn.Module):
         dots = torch.bmm(vectors, vectors.transpose(1, 2))
         lower = [dots[:, i, :i] for i in range(1, len(rows) + 1)]
         return self.top(torch.cat([x, *lower], dim=1)).squeeze(1)
-
-
-def _mlp(widths: Sequence[int], *, dropout: float = 0.0, last_relu: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for place, (inputs, outputs) in enumerate(pairwise(widths), start=2):
-        layers.append(nn.Linear(inputs, outputs))
-        hidden = place < len(widths)
-        if hidden or last_relu:
-            layers.append(nn.ReLU())
-        if hidden and dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
-
-
-def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be of whole numbers of at least 1, not {size!r}")
