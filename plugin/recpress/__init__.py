@@ -13,12 +13,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Compressed": "recpress.pipeline",
     "Recipe": "recpress.recipe",
+    "PruneSpec": "recpress.pruning.spec",
+    "Pruned": "recpress.pruning.oneshot",
+    "Pruner": "recpress.pruning.gradual",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "compress": "recpress.pipeline",
     "export": "recpress.artifact.export",
     "load": "recpress.artifact.load",
     "package": "recpress.serving.repository",
+    "prune": "recpress.pruning.oneshot",
 }
 
 __all__ = [*_HOMES]
