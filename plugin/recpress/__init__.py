@@ -12,16 +12,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Compressed": "recpress.pipeline",
-    "Recipe": "recpress.recipe",
     "PruneSpec": "recpress.pruning.spec",
     "Pruned": "recpress.pruning.oneshot",
     "Pruner": "recpress.pruning.gradual",
+    "Recipe": "recpress.recipe",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "compress": "recpress.pipeline",
+    "convert": "recpress.qat",
+    "count_ids": "recpress.tables",
     "export": "recpress.artifact.export",
+    "finetune": "recpress.finetuning",
     "load": "recpress.artifact.load",
     "package": "recpress.serving.repository",
+    "prepare": "recpress.qat",
     "prune": "recpress.pruning.oneshot",
 }
 

@@ -22,6 +22,7 @@ __all__ = [
     "RequestError",
     "ServerError",
     "SourceError",
+    "TrainingError",
     "UnsupportedLayerError",
 ]
 
@@ -44,6 +45,10 @@ class CalibrationError(RecpressError):
 
 class PruningError(RecpressError):
     """Pruning is asked for what it cannot do, or is given nothing to judge weights by."""
+
+
+class TrainingError(RecpressError):
+    """Fine-tuning is asked for what it cannot do, is given no batches, or diverges."""
 
 
 class ExportError(RecpressError):

@@ -10,6 +10,8 @@ from torch import nn
 from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
 from recpress.rewrite import Row, rewrite
+from recpress.tables import Counts, apply_table_rules
+from recpress.training import Training
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -19,13 +21,14 @@ class Report:
     """What was done to each module, and the quality before and after.
 
     The rows' parameters and bytes add up to the model's own; ``quality_before`` and ``quality_after`` are what
-    ``evaluate`` returned, empty without it.
+    ``evaluate`` returned, empty without it. ``training`` is that of :func:`recpress.finetune`, None without it.
     """
 
     recipe: Recipe
     rows: tuple[Row, ...]
     quality_before: dict[str, float]
     quality_after: dict[str, float]
+    training: Training | None = None
 
     @property
     def parameters(self) -> int:
@@ -54,6 +57,7 @@ def compress(
     *,
     calibration: Iterable[Inputs] | None = None,
     evaluate: Evaluate | None = None,
+    counts: Counts | None = None,
 ) -> Compressed:
     """Compress ``model`` by ``recipe`` and account for every parameter.
 
@@ -65,26 +69,29 @@ def compress(
             them reaches are left alone and reported so; of the others the report gives the error on them.
         evaluate: called with the original and with the compressed model, both in eval mode; returns metrics
             by name, which go into the report and the artifact.
+        counts: how often each row of a table was looked up in training, by the tables' names, as
+            :func:`recpress.count_ids` gives them; needed where the recipe drops rows by it.
 
     Raises:
         RecipeError: the recipe is wrong, or does not fit the model.
         UnsupportedLayerError: a layer's weights cannot be quantised (NaN, infinity, beyond float16).
-        CalibrationError: calibration is empty, the model fails on it, or it gives a layer NaN or infinity.
+        CalibrationError: calibration is empty, the model fails on it, or it gives a layer NaN or infinity; counts are
+            missing or of other tables.
     """
     recipe = as_recipe(recipe)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         captured = None if calibration is None else capture(model, calibration)
-        before = _evaluate(model, evaluate)
-        new, rows = rewrite(model, recipe, captured=captured)
+        before = evaluated(model, evaluate)
+        new, rows = apply_table_rules(*rewrite(model, recipe, captured=captured), recipe, counts)
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Compressed(new, Report(recipe, tuple(rows), before, _evaluate(new, evaluate)))
+    return Compressed(new, Report(recipe, tuple(rows), before, evaluated(new, evaluate)))
 
 
-def _evaluate(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
+def evaluated(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
     if evaluate is None:
         return {}
     with torch.no_grad():

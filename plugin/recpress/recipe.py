@@ -7,22 +7,61 @@ A recipe is frozen and checked when it is made; it is written to YAML, printed, 
 >>> Recipe.from_yaml("recipe.yaml")
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recpress.errors import RecipeError
 
-Scheme = Literal["int8", "int8-24", "int8-weights", "keep"]
+Scheme = Literal["int8", "int8-24", "int8-weights", "int4", "keep"]
 Kind = Literal["linear", "embedding"]
 SCHEMES: dict[Kind, tuple[Scheme, ...]] = {
     "linear": ("int8", "int8-24", "int8-weights", "keep"),
-    "embedding": ("int8", "keep"),
+    "embedding": ("int8", "int4", "keep"),
 }
 """What each kind of layer can be."""
+
+
+class PruneRows(BaseModel):
+    """Which rows of a table are dropped, and what they answer then.
+
+    A row stays where it meets both bounds. Of the rows that are dropped one is stored, which all of them answer.
+
+    Attributes:
+        min_count: how often a row must have been looked up, by the counts that compress is given; 1 keeps what
+            training touched. 0: not asked.
+        min_norm: the least Euclidean norm of a row as it is answered, quantised or not. 0: not asked.
+        dropped: ``"mean"``: the mean of the dropped rows, which of all single answers has the least squared error, and
+            for rows that training never touched is near the middle of what they were initialised with. ``"zero"``: a
+            row of zeros, which says nothing to a dot product or a sum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_count: Annotated[int, Field(ge=0, strict=True)] = 0
+    min_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    dropped: Literal["mean", "zero"] = "mean"
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "PruneRows":
+        if not self.min_count and not self.min_norm:
+            raise ValueError("neither min_count nor min_norm is above 0, so that no row would go; give one of them")
+        return self
+
+
+@dataclass(frozen=True)
+class TableRule:
+    """What a recipe says of a table's ids and rows; ``oov_row`` -1: an id outside is an error."""
+
+    oov_row: int = -1
+    prune: PruneRows | None = None
+    pattern: str = field(default="", compare=False)
+    """The pattern that asks for pruning."""
 
 
 class Recipe(BaseModel):
@@ -41,22 +80,33 @@ class Recipe(BaseModel):
             kept most of the AUC, at least 99.998 %, and "percentile" least, at least 99.945 %.
         smooth: with calibration inputs, even out the columns of an ``"int8"`` layer's inputs where that lessens its
             error (SmoothQuant, its alpha searched; quantize/smooth.py).
-        embedding: scheme of every ``nn.Embedding`` and ``nn.EmbeddingBag``. ``"int8"``: rows of int8 codes
-            with a float16 scale and bias in the row.
+        embedding: scheme of every ``nn.Embedding`` and ``nn.EmbeddingBag``. ``"int8"`` and ``"int4"``: rows of codes
+            of 8 or 4 bits with a float16 scale and bias in the row; 0.27 and 0.141 of float32's bytes at dim 64.
+        embedding_search: how the range of an ``"int4"`` row is chosen. ``"greedy"``: narrowed while that lowers the
+            row's squared error (Guan et al. 2019, arXiv 1911.02079); 10 million rows of 64 values take 95 s on a
+            core. ``"range"``: all of its values, as int8 rows have it; under 1 s, and more error.
         overrides: scheme by the layer's name or a pattern over names (``*``, ``?``, ``[...]``), such as
             ``{"top.4": "keep"}``; a layer that two patterns with different schemes match is an error.
+        oov: by the table's name or a pattern, the row that answers for an id out of vocabulary, any number outside the
+            table: ``{"tables.*": 0}``. Of tables that no pattern matches such an id is an error.
+        prune_rows: by the table's name or a pattern, which rows are dropped: ``{"tables.*": {"min_count": 1}}``, see
+            :class:`PruneRows`. The rows that stay keep their bits and their ids; a table of int32 leads from ids to
+            rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
         name: what the report calls this recipe.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "custom"
-    linear: Scheme = "int8"
+    linear: Literal["int8", "int8-24", "int8-weights", "keep"] = "int8"
     activations: Literal["row", "static"] = "row"
     observer: Literal["entropy", "mse", "percentile", "moving-average", "min-max"] = "entropy"
     smooth: bool = True
-    embedding: Literal["int8", "keep"] = "int8"
+    embedding: Literal["int8", "int4", "keep"] = "int8"
+    embedding_search: Literal["greedy", "range"] = "greedy"
     overrides: dict[str, Scheme] = {}
+    oov: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
+    prune_rows: dict[str, PruneRows] = {}
 
     def __init__(self, **given: object) -> None:
         try:
@@ -100,26 +150,61 @@ class Recipe(BaseModel):
                 layer for different schemes.
         """
         chosen = {name: (getattr(self, kind), f"recipe, {kind}") for name, kind in layers.items()}
-        by: dict[str, str] = {}
-        for pattern, scheme in self.overrides.items():
-            matched = [name for name in layers if fnmatchcase(name, pattern)]
-            if not matched:
-                known = ", ".join(map(repr, layers)) or "none"
-                raise RecipeError(f"override {pattern!r} matches no layer; the model's layers are: {known}")
-            for name in matched:
-                if scheme not in SCHEMES[layers[name]]:
-                    raise RecipeError(
-                        f"override {pattern!r} asks for {scheme!r} and matches {name!r}, a layer of kind "
-                        f"{layers[name]}; allowed there are {', '.join(SCHEMES[layers[name]])}: make it narrower"
-                    )
-                if name in by and chosen[name][0] != scheme:
-                    raise RecipeError(
-                        f"overrides {by[name]!r} and {pattern!r} both match layer {name!r} and ask for "
-                        f"{chosen[name][0]!r} and {scheme!r}; make one of them narrower"
-                    )
-                by[name] = pattern
-                chosen[name] = (scheme, f"recipe, override {pattern!r}")
+        for name, (pattern, scheme) in _by_name("override", self.overrides, layers, "layer").items():
+            if scheme not in SCHEMES[layers[name]]:
+                raise RecipeError(
+                    f"override {pattern!r} asks for {scheme!r} and matches {name!r}, a layer of kind "
+                    f"{layers[name]}; allowed there are {', '.join(SCHEMES[layers[name]])}: make it narrower"
+                )
+            chosen[name] = (scheme, f"recipe, override {pattern!r}")
         return chosen
+
+    def table_rules(self, rows: dict[str, int]) -> dict[str, TableRule]:
+        """What this recipe says of each table that it says something of, by name.
+
+        Args:
+            rows: number of rows of each table by name.
+
+        Raises:
+            RecipeError: a pattern matches no table, or one without the row that it names, or two patterns ask for
+                different things of one table.
+        """
+        oov = _by_name("oov", self.oov, rows, "table")
+        prune = _by_name("prune_rows", self.prune_rows, rows, "table")
+        for name, (pattern, row) in oov.items():
+            if row >= rows[name]:
+                raise RecipeError(
+                    f"oov {pattern!r} answers with row {row} and matches table {name!r}, which has {rows[name]} rows; "
+                    f"allowed are 0 to {rows[name] - 1}"
+                )
+        none = ("", None)
+        return {
+            name: TableRule(oov.get(name, ("", -1))[1], prune.get(name, none)[1], prune.get(name, none)[0])
+            for name in rows
+            if name in oov or name in prune
+        }
+
+
+def _by_name(what: str, patterns: dict, names: Iterable[str], kind: str) -> dict[str, tuple]:
+    """The pattern that matches a name and its value, by name.
+
+    Raises:
+        RecipeError: a pattern matches no name, or two with different values match one.
+    """
+    found: dict[str, tuple] = {}
+    for pattern, value in patterns.items():
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            known = ", ".join(map(repr, names)) or "none"
+            raise RecipeError(f"{what} {pattern!r} matches no {kind}; the model's {kind}s are: {known}")
+        for name in matched:
+            if name in found and found[name][1] != value:
+                raise RecipeError(
+                    f"{what}s {found[name][0]!r} and {pattern!r} both match {kind} {name!r} and ask for "
+                    f"{found[name][1]!r} and {value!r}; make one of them narrower"
+                )
+            found[name] = (pattern, value)
+    return found
 
 
 def _explain(error: ValidationError) -> str:
@@ -127,7 +212,8 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {where!r}; allowed are: {', '.join(Recipe.model_fields)}")
+            known = PruneRows if item["loc"][0] == "prune_rows" else Recipe
+            lines.append(f"unknown key {where!r}; allowed are: {', '.join(known.model_fields)}")
         else:
             lines.append(f"{where!r} is {item['input']!r}: {item['msg']}")
     return "recipe: " + "; ".join(lines)
@@ -139,6 +225,8 @@ PRESETS = {
     "int8-tables": Recipe(name="int8-tables", linear="keep"),
     "int8-linear": Recipe(name="int8-linear", embedding="keep"),
     "int8-weights": Recipe(name="int8-weights", linear="int8-weights"),
+    "int8-tables4": Recipe(name="int8-tables4", embedding="int4"),
+    "tables4": Recipe(name="tables4", linear="keep", embedding="int4"),
 }
 
 

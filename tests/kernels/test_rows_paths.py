@@ -199,6 +199,48 @@ def test_every_refusal_has_the_words_of_check_bags(name, dtype, indices, offsets
 
 
 @pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("value", [2**32 + 1, -(2**32) + 1, 2**63 - 1, -(2**63)])
+def test_an_index_past_int32_is_not_cut_to_one_that_is_inside(name, value):
+    tables = [table(5, 3), table(4, 20, bits=4)]
+    indices, offsets = torch.tensor([0, 1, value, 2]), torch.tensor([0, 1, 2, 4, 4])
+    with path(name):
+        told = message(lambda: rk.embedding_bag_rows(tables, indices, offsets, "sum", None, [3, 20]))
+        assert told == f"embedding_bag_rows: index {value} at position 2 is outside table 1; allowed are 0 to 3"
+        told = message(lambda: rk.embedding_bag_rows(tables[:1], indices, torch.tensor([0, 4]), "none"))
+        assert f"index {value} at position 2 is outside table 0" in told
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_table_of_no_rows_has_empty_bags_alone(name, dtype):
+    none, tables = torch.zeros(0, dtype=dtype), [table(5, 3), table(1, 3)[:0]]
+    described = rk.RowTables(tables, [0, 0])
+    with path(name):
+        got = rk.embedding_bag_rows(
+            tables, torch.tensor([4, 1], dtype=dtype), torch.tensor([0, 1, 2, 2, 2], dtype=dtype)
+        )
+        assert not got[:, 3:].any() and same_bits(got[:, :3], dequantize_rows(tables[0], 3)[[4, 1]] + 0.0)
+        assert rk.look_up_rows(described, none[:, None]).shape == (0, 6)
+        told = message(lambda: rk.look_up_rows(described, torch.zeros(1, 1, dtype=dtype)))
+        assert "index 0 at row 0, column 0 is outside table 1" in told
+        told = message(lambda: rk.embedding_bag_rows(tables[1:], none.new_zeros(1), torch.tensor([0, 1], dtype=dtype)))
+        assert "index 0 at position 0 is outside table 0" in told
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_weights_that_are_not_finite_stay_in_their_bag(name):
+    rows = table(30, 17)
+    indices, offsets = torch.arange(9), torch.tensor([0, 3, 3, 6, 9])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        weights = torch.rand(9)
+        weights[4] = bad
+        with path(name):
+            got = rk.embedding_bag_rows([rows], indices, offsets, "sum", weights)
+        assert same_bits(got, reference.embedding_bag_rows([rows], indices, offsets, "sum", weights))
+        assert got[[0, 1, 3]].isfinite().all() and not got[2].isfinite().any()
+
+
+@pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("value", [-1, 4, 2**40, -(2**62)])
 def test_a_look_up_out_of_range_is_named(name, value):
     tables = rk.RowTables([table(5, 3), table(4, 20)], [2, 0])

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from recpress import layers
+from recpress.errors import IndexBoundsError, KernelInputError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -16,28 +17,35 @@ def test_linear_is_close_and_small(scheme, error, bias):
     assert not list(small.parameters())
 
 
-def test_embedding_takes_any_shape_of_indices():
+TABLES = [("int8", 0.02), ("int4", 0.3)]
+
+
+@pytest.mark.parametrize(("scheme", "error"), TABLES)
+def test_embedding_takes_any_shape_of_indices(scheme, error):
     embedding = nn.Embedding(20, 8, padding_idx=0)
-    small = layers.compressed(embedding, "int8")
+    small = layers.compressed(embedding, scheme)
     for indices in (
         torch.tensor(3),
         torch.randint(0, 20, (4,)),
         torch.randint(0, 20, (2, 3, 5)),
         torch.zeros(0).long(),
     ):
-        torch.testing.assert_close(small(indices), embedding(indices), rtol=0, atol=0.02)
+        torch.testing.assert_close(small(indices), embedding(indices), rtol=0, atol=error)
     assert torch.equal(small(torch.tensor([0])), torch.zeros(1, 8)), "the padding row stays exactly zero"
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bag_takes_rows_of_indices_or_offsets(mode):
-    bag = nn.EmbeddingBag(20, 8, mode=mode)
-    small = layers.compressed(bag, "int8")
+def test_bag_takes_rows_of_indices_or_offsets(mode, scheme):
+    bag = nn.EmbeddingBag(20, 9, mode=mode)
+    small = layers.compressed(bag, scheme)
+    with torch.no_grad():
+        bag.weight.copy_(small.values(slice(None)))
     square = torch.randint(0, 20, (4, 6))
-    torch.testing.assert_close(small(square), bag(square), rtol=0, atol=0.1)
+    torch.testing.assert_close(small(square), bag(square), rtol=1e-5, atol=1e-5)
     flat, offsets = torch.randint(0, 20, (7,)), torch.tensor([0, 0, 3, 7])
-    torch.testing.assert_close(small(flat, offsets), bag(flat, offsets), rtol=0, atol=0.1)
-    assert torch.equal(small(flat, offsets)[[0, 3]], torch.zeros(2, 8)), "empty bags are zero"
+    torch.testing.assert_close(small(flat, offsets), bag(flat, offsets), rtol=1e-5, atol=1e-5)
+    assert torch.equal(small(flat, offsets)[[0, 3]], torch.zeros(2, 9)), "empty bags are zero"
 
 
 def test_bag_with_the_last_offset_and_weights():
@@ -47,9 +55,107 @@ def test_bag_with_the_last_offset_and_weights():
     torch.testing.assert_close(small(flat, offsets, weights), bag(flat, offsets, weights), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bags_of_no_rows_and_of_no_columns(scheme):
+    small = layers.compressed(nn.EmbeddingBag(20, 8, mode="mean"), scheme)
+    assert small(torch.zeros(0, 6, dtype=torch.int64)).shape == (0, 8)
+    assert torch.equal(small(torch.zeros(3, 0, dtype=torch.int64)), torch.zeros(3, 8))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert small(none, none).shape == (0, 8)
+    assert torch.equal(small(none, torch.zeros(2, dtype=torch.int64)), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        (
+            (torch.zeros(2, 3).long(), torch.tensor([0, 1])),
+            KernelInputError,
+            r"shape \(2, 3\) and offsets; give \[B, L\]",
+        ),
+        ((torch.zeros(3).long(),), KernelInputError, r"shape \(3,\) and no offsets"),
+        ((torch.zeros(1, 2, 3).long(),), KernelInputError, r"shape \(1, 2, 3\) and no offsets"),
+        ((torch.zeros(2, 3),), KernelInputError, "indices is torch.float32"),
+        (
+            (torch.zeros(2, 3).long(), None, torch.ones(3, 2)),
+            KernelInputError,
+            r"weights of shape \(3, 2\); .* \(2, 3\)",
+        ),
+        ((torch.zeros(3).long(), torch.tensor([0]), torch.ones(2)), KernelInputError, r"weights of shape \(2,\)"),
+        (
+            (torch.tensor([[1, 20]]),),
+            IndexBoundsError,
+            "index 20 at position 1 is outside table 0; allowed are 0 to 19",
+        ),
+        ((torch.tensor([[-1, 0]]),), IndexBoundsError, "index -1 at position 0"),
+        ((torch.tensor([[1, 2**32 + 1]]),), IndexBoundsError, f"index {2**32 + 1} at position 1"),
+        ((torch.zeros(3).long(), torch.tensor([0, 2, 1])), IndexBoundsError, "offsets go down after entry 1"),
+        ((torch.zeros(3).long(), torch.tensor([0, 4])), IndexBoundsError, "offsets go down after entry 1, from 4 to 3"),
+        ((torch.zeros(3).long(), torch.tensor([1, 2])), IndexBoundsError, "offsets run from 1"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bad_bags_are_refused(scheme, given, error, message):
+    small = layers.compressed(nn.EmbeddingBag(20, 8, mode="sum"), scheme)
+    with pytest.raises(error, match=message):
+        small(*given)
+
+
+@pytest.mark.parametrize("value", [-1, 20, 2**32 + 1, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_bad_ids_of_an_embedding_are_refused(scheme, value):
+    small = layers.compressed(nn.Embedding(20, 8), scheme)
+    with pytest.raises(IndexBoundsError, match=f"index {value} at position 1 is outside table 0; allowed are 0 to 19"):
+        small(torch.tensor([[1, value]]))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "keep"])
+def test_tables_are_called_by_the_names_that_torch_has(scheme):
+    embedding, bag = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="sum")
+    ids, weights = torch.tensor([[1, 2], [3, 4]]), torch.rand(2, 2)
+    if scheme != "keep":
+        embedding, bag = (layers.compressed(t, scheme) for t in (embedding, bag))
+    one, pooled = embedding(ids), bag(ids, None, weights)
+    assert torch.equal(embedding(input=ids), one) and torch.equal(bag(input=ids, per_sample_weights=weights), pooled)
+    beyond, remap = torch.tensor([[1, 200], [3, 4]]), torch.tensor([0, 1, 2, 3, 4, 2, 2], dtype=torch.int32)
+    mapped, mapped_bag = (layers.MappedTable(t, 7, 6, remap) for t in (embedding, bag))
+    assert torch.equal(mapped(input=beyond), one)
+    assert torch.equal(mapped_bag(input=beyond, offsets=None, per_sample_weights=weights), pooled)
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("int8", 0.27), ("int4", 0.142)])
+@pytest.mark.parametrize("table", [nn.Embedding(1000, 64), nn.EmbeddingBag(1000, 64, mode="sum")])
+def test_bytes_of_a_table(table, scheme, most):
+    small = layers.compressed(table, scheme)
+    assert sum(t.nbytes for t in (*small.buffers(), *small.parameters())) <= most * table.weight.nbytes
+    assert small.scheme == f"{scheme} rows with float16 scale and bias" and f"bits={scheme[-1]}" in repr(small)
+
+
+def test_the_ranges_of_int4_rows_are_searched_or_not():
+    table = nn.Embedding(300, 32)
+    errors = [
+        (layers.compressed(table, "int4", search=search).values(slice(None)) - table.weight).square().mean()
+        for search in ("greedy", "range")
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_rows_of_one_value_are_called_int8():
+    assert layers.compressed(nn.Embedding(5, 1), "int4").scheme.startswith("int8 rows")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_table_of_no_rows_answers_nothing(scheme):
+    small = layers.compressed(nn.Embedding.from_pretrained(torch.zeros(0, 8)), scheme)
+    assert small(torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
+    with pytest.raises(IndexBoundsError, match="outside table 0"):
+        small(torch.tensor([0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_keeps_the_dtype(dtype):
-    assert layers.compressed(nn.Embedding(4, 8).to(dtype), "int8")(torch.tensor([1])).dtype == dtype
+    for scheme in ("int8", "int4"):
+        assert layers.compressed(nn.Embedding(4, 8).to(dtype), scheme)(torch.tensor([1])).dtype == dtype
     for scheme in ("int8", "int8-weights"):
         assert layers.compressed(nn.Linear(4, 8).to(dtype), scheme)(torch.ones(1, 4, dtype=dtype)).dtype == dtype
 

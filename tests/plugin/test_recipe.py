@@ -14,7 +14,8 @@ def test_schemes_follow_the_kind_and_overrides_follow_the_name():
 
 
 def test_yaml_round_trip(tmp_path):
-    recipe = Recipe(name="mine", linear="keep", overrides={"top.0": "int8"})
+    prune = {"tables.*": {"min_count": 2, "min_norm": 0.5, "dropped": "zero"}}
+    recipe = Recipe(name="mine", linear="keep", overrides={"top.0": "int8"}, oov={"tables.*": 0}, prune_rows=prune)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert as_recipe(path) == recipe == as_recipe(str(path))
@@ -34,11 +35,24 @@ def test_is_frozen():
     [
         (
             {"liner": "int8"},
-            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, overrides",
+            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, "
+            "embedding_search, overrides, oov, prune_rows",
         ),
         ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-24', 'int8-weights' or 'keep'"),
-        ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8' or 'keep'"),
+        ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8', 'int4' or 'keep'"),
+        ({"embedding_search": "best"}, "'embedding_search' is 'best'.*'greedy' or 'range'"),
         ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),
+        ({"oov": {"a": -1}}, "'oov.a' is -1: .* greater than or equal to 0"),
+        ({"oov": {"a": True}}, "'oov.a' is True: .* valid integer"),
+        ({"oov": {"a": "mean"}}, "'oov.a' is 'mean': .* valid integer"),
+        ({"prune_rows": {"a": {}}}, "neither min_count nor min_norm is above 0"),
+        ({"prune_rows": {"a": {"min_norm": float("nan")}}}, "'prune_rows.a.min_norm' is nan"),
+        ({"prune_rows": {"a": {"min_count": 1.5}}}, "'prune_rows.a.min_count' is 1.5"),
+        ({"prune_rows": {"a": {"min_count": 1, "dropped": "last"}}}, "'prune_rows.a.dropped' is 'last'"),
+        (
+            {"prune_rows": {"a": {"keep": 1}}},
+            "unknown key 'prune_rows.a.keep'; allowed are: min_count, min_norm, dropped",
+        ),
     ],
 )
 def test_refuses_unknown_keys_and_values(given, message):
@@ -53,9 +67,12 @@ def test_a_pattern_that_matches_nothing_lists_the_layers():
 
 def test_a_scheme_that_the_kind_of_layer_cannot_have_is_refused():
     with pytest.raises(
-        RecipeError, match=r"'\*' asks for 'int8-weights' and matches 'tables.0'.*allowed there are int8, keep"
+        RecipeError, match=r"'\*' asks for 'int8-weights' and matches 'tables.0'.*allowed there are int8, int4, keep"
     ):
         Recipe(overrides={"*": "int8-weights"}).schemes(LAYERS)
+    with pytest.raises(RecipeError, match="'top.0' asks for 'int4' and matches 'top.0', a layer of kind linear"):
+        Recipe(overrides={"top.0": "int4"}).schemes(LAYERS)
+    assert Recipe(overrides={"tables.*": "int4"}).schemes(LAYERS)["tables.0"][0] == "int4"
     assert Recipe(overrides={"top.*": "int8-weights"}).schemes(LAYERS)["top.0"][0] == "int8-weights"
 
 

@@ -165,8 +165,9 @@ def _input_specs(program: ExportedProgram, examples: tuple[Tensor, ...], names: 
                 shape=tuple(example.shape[1:]),
                 low=tuple(columns.amin(dim=0).tolist()),
                 high=tuple(columns.amax(dim=0).tolist()),
-                table_low=tuple(tables[c][0] if c in tables else None for c in range(columns.shape[1])),
-                table_high=tuple(tables[c][1] if c in tables else None for c in range(columns.shape[1])),
+                table_low=tuple(tables[c].low if c in tables else None for c in range(columns.shape[1])),
+                table_high=tuple(tables[c].high if c in tables else None for c in range(columns.shape[1])),
+                any_id=tuple(c in tables and tables[c].any_id for c in range(columns.shape[1])),
             )
         )
     return tuple(specs)

@@ -22,6 +22,8 @@ OUTLIERS = 8
 STEP = 2.0**-10
 """A step of a float16 scale, relative: what a change of a weight's scales must at least be to be seen."""
 
+_OOV_ROWS = 8
+"""One row of this many has ids out of vocabulary, where they are answered."""
 _MARGIN = 4.0
 _FLOOR = 1e-6
 _NUDGES = 8
@@ -30,7 +32,10 @@ Score = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 def draw_rows(inputs: tuple[InputSpec, ...], *, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
-    """``rows`` made rows for each input, uniform in each column's range; the first two are its ends."""
+    """``rows`` made rows for each input, uniform in each column's range; the first two are its ends.
+
+    Of a column that takes any id one row in eight has one from outside, the ends of its dtype among them.
+    """
     generator = torch.Generator().manual_seed(seed)
     return tuple(_draw(spec, rows, generator) for spec in inputs)
 
@@ -44,7 +49,14 @@ def _draw(spec: InputSpec, rows: int, generator: torch.Generator) -> Tensor:
     else:
         drawn = torch.minimum(low + torch.floor((high - low + 1) * unit), high)
     drawn[0], drawn[1] = low, high
-    return drawn.reshape(rows, *spec.shape).to(DTYPES[spec.dtype])
+    drawn = drawn.to(DTYPES[spec.dtype])
+    for column, any_id in enumerate(spec.any_id):
+        if any_id:
+            ends = torch.iinfo(drawn.dtype)
+            outside = torch.tensor([spec.table_high[column] + 1, ends.min, spec.table_low[column] - 1, ends.max])
+            for i, row in enumerate(range(2, rows, _OOV_ROWS)):
+                drawn[row, column] = outside[(i + column) % len(outside)]
+    return drawn.reshape(rows, *spec.shape)
 
 
 def _pick(table: int | None, example: float) -> float:

@@ -1,14 +1,15 @@
 """Rewrite a loaded graph for the CPU at hand.
 
 The artifact holds canonical weights and one op a layer. On a CPU stacks of linear layers become one call each
-(lower_linears.py), and so do look-ups (lower_tables.py) and the dot products of all pairs of vectors
-(lower_interactions.py); graph nodes that do nothing go: at batch 1 a recommender costs its calls. For a GPU see
-lower_gpu.py.
+(lower_linears.py), and so do look-ups (lower_tables.py), pooled bags (lower_bags.py) and the dot products of all pairs
+of vectors (lower_interactions.py); graph nodes that do nothing go: at batch 1 a recommender costs its calls. For a GPU
+see lower_gpu.py.
 """
 
 import torch
 from torch.fx import GraphModule
 
+from recpress.artifact.lower_bags import lower_bags
 from recpress.artifact.lower_interactions import lower_crosses, lower_interactions
 from recpress.artifact.lower_linears import linears, lower_linears
 from recpress.artifact.lower_tables import lower_tables
@@ -32,9 +33,12 @@ def lower(module: GraphModule) -> tuple[str, list[Choice]]:
     triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
     crosses = lower_crosses(module)
     look_ups, calls = lower_tables(module)
+    module.graph.eliminate_dead_code()  # look-ups that a call stands for are no bags any more
+    bags, bag_calls = lower_bags(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
+    looked += f"; {bags} bag layer{'s' * (bags > 1)} in {bag_calls} call" + "s" * (bag_calls > 1) if bags else ""
     crossed = f", {crosses} of them cross layers" if crosses else ""
     dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
     return f"{layers}{crossed}{dots}{looked}; {status.reason}", choices

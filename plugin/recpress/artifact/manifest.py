@@ -46,14 +46,23 @@ class InputSpec(_Spec):
 
     Attributes:
         low, high: the range that golden rows are drawn from: that of the example inputs, or the table's.
-        table_low, table_high: allowed range of a column that indexes a table, both ends in; None where the
-            column indexes none.
+        table_low, table_high: range of a column that indexes a table, both ends in; None where the column indexes
+            none. What lies outside is refused, but for columns of ``any_id``.
+        any_id: columns whose tables all have a row that answers for ids out of vocabulary; empty where there are none.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     table_low: tuple[int | None, ...]
     table_high: tuple[int | None, ...]
+    any_id: tuple[bool, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[tuple[int | None, int | None], ...]:
+        """What is allowed of each column, both ends in; None where any number is."""
+        free = self.any_id or (False,) * len(self.table_low)
+        ends = zip(self.table_low, self.table_high, strict=True)
+        return tuple((None, None) if any_id else end for end, any_id in zip(ends, free, strict=True))
 
 
 class OutputSpec(_Spec):
@@ -88,6 +97,9 @@ class Layer(_Frozen):
     bytes_before: int
     bytes_after: int
     sqnr_db: float | None = None
+    oov_row: int | None = None
+    rows_dropped: int = 0
+    dropped_answer: Literal["", "mean", "zero"] = ""
 
 
 class Manifest(_Frozen):

@@ -58,6 +58,13 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
     return Captured(frozenset(reached), inputs)
 
 
+def call(model: nn.Module, inputs: Inputs) -> object:
+    """What ``model`` makes of ``inputs``: a tensor, a tuple of positional arguments or a mapping of keyword ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
 def _check_finite(model: nn.Module, inputs: dict[int, Tensor]) -> None:
     for name, module in model.named_modules():
         given = inputs.get(id(module))
@@ -71,12 +78,7 @@ def _check_finite(model: nn.Module, inputs: dict[int, Tensor]) -> None:
 
 def _call(model: nn.Module, inputs: Inputs, position: int) -> None:
     try:
-        if isinstance(inputs, Mapping):
-            model(**inputs)
-        elif isinstance(inputs, tuple | list):
-            model(*inputs)
-        else:
-            model(inputs)
+        call(model, inputs)
     except Exception as error:
         raise CalibrationError(
             f"the model fails on calibration input {position}: {type(error).__name__}: {error}; give tensors, "

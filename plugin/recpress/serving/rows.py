@@ -46,11 +46,11 @@ class RowChecker:
 
 
 def _limits(spec: InputSpec) -> tuple[Tensor, Tensor] | None:
-    """Lowest and highest allowed index of each column, int64; None where no column indexes a table."""
-    if not any(high is not None for high in spec.table_high):
+    """Lowest and highest allowed index of each column, int64; None where any will do in all of them."""
+    if all(end == (None, None) for end in spec.bounds):
         return None
-    low = torch.tensor([_INT64.min if t is None else t for t in spec.table_low])
-    high = torch.tensor([_INT64.max if t is None else t for t in spec.table_high])
+    low = torch.tensor([_INT64.min if low is None else low for low, _ in spec.bounds])
+    high = torch.tensor([_INT64.max if high is None else high for _, high in spec.bounds])
     return low, high
 
 

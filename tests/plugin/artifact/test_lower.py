@@ -10,8 +10,9 @@ from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
-from recpress.layers import Int8Embedding, Int8EmbeddingBag
+from recpress.layers import MappedTable, RowsEmbedding
 from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
+from recpress_kernels.embedding_bag_rows.joined import pool_bags
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 from recpress_kernels.formats.sparse24 import Sparse24
 from recpress_kernels.int8_mlp import choice
@@ -23,7 +24,9 @@ ROWS = (40, 7, 30, 11)
 
 def embeddings(*dims):
     torch.manual_seed(1)
-    return nn.ModuleList(Int8Embedding.from_embedding(nn.Embedding(n, d)) for n, d in zip(ROWS, dims, strict=False))
+    return nn.ModuleList(
+        RowsEmbedding.from_embedding(nn.Embedding(n, d), "int8") for n, d in zip(ROWS, dims, strict=False)
+    )
 
 
 def ids(batch, dtype=torch.int64):
@@ -123,29 +126,6 @@ def test_look_ups_of_no_column_become_a_call_each():
     check(Net(lambda t, x, s: t[0](s.unbind(1)[0]) + x, 8), 1)
 
 
-class Bags(nn.Module):
-    """Pooled bags, and bags of one index that are weighted, by another dtype or by offsets that are computed."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(2)
-        self.bag = Int8EmbeddingBag.from_embedding_bag(nn.EmbeddingBag(50, 8, mode="mean"))
-        self.register_buffer("rows", quantize_rows_int8(torch.randn(50, 8)))
-
-    def forward(self, x, sparse):
-        flat = sparse[:, 0].reshape(-1)
-        offsets = torch.arange(flat.shape[0] + 1)
-        weighted = embedding_bag_rows([self.rows], flat, offsets, "sum", x[:, 0].reshape(-1))
-        shifted = embedding_bag_rows([self.rows], flat, torch.cumsum(torch.ones_like(offsets), 0) - 1)
-        twice = embedding_bag_rows([self.rows, self.rows], torch.cat([flat, flat]), torch.arange(2 * flat.shape[0] + 1))
-        halves = embedding_bag_rows([self.rows], torch.cat([flat, flat]), 2 * offsets)
-        return self.bag(sparse), weighted, shifted, twice, halves
-
-
-def test_bags_of_any_other_form_stay_as_they_are():
-    check(Bags(), 0, left=5)
-
-
 class Rows(nn.Module):
     """One look-up in a table of int8 rows and two in tables of int4 rows."""
 
@@ -165,6 +145,34 @@ class Rows(nn.Module):
 
 def test_int8_and_int4_tables_become_one_call():
     check(Rows(), 1)
+
+
+MAPPED = {
+    "columns": lambda t, x, s: torch.cat([x, *each(t, 3 * s - 9)], dim=1),
+    "one column twice": lambda t, x, s: torch.cat([x, t[0](s[:, 0] - 3), t[1](s[:, 0])], dim=1),
+    "rows of ids": lambda t, x, s: t[0](s - 2).sum(1) + x,
+    "rows of ids, a part": lambda t, x, s: t[0](s[:, 1:] * 5).sum(1) + t[2](s[:, :2]).sum(1),
+}
+
+
+@pytest.mark.parametrize("form, made", zip(MAPPED.values(), (1, 2, 1, 2), strict=True), ids=MAPPED)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_what_ids_go_through_before_is_part_of_the_call(form, made, dtype):
+    net = Net(form, 8, 8, 8, 8)
+    for t in (0, 1, 2, 3):
+        remap = None if t == 2 else torch.randperm(ROWS[t], dtype=torch.int32)
+        net.tables[t] = MappedTable(net.tables[t], ROWS[t], t, remap)
+    after = check(net, made, dtype=dtype)
+    assert calls(after, torch.ops.recpress.map_ids.default) == 0
+
+
+def test_a_map_that_is_made_while_the_model_runs_stays_a_node():
+    def form(tables, x, sparse):
+        remap = torch.arange(40, dtype=torch.int32) + 0
+        return tables[0](torch.ops.recpress.map_ids(sparse[:, 0], 40, 3, remap)) + x
+
+    after = check(Net(form, 8), 1)
+    assert calls(after, torch.ops.recpress.map_ids.default) == 1
 
 
 def test_float_tables_stay_as_they_are():
@@ -208,14 +216,28 @@ def test_an_index_out_of_range_is_named_by_its_column():
 
 def test_a_loaded_model_holds_what_it_reads_and_says_what_runs(artifact, compressed):
     model = recpress.load(artifact)
-    assert "; 2 look-ups in 1" in model.kernels
-    assert calls(model.module, look_up_rows) == 1 and calls(model.module, OP) == 1
-    assert [type(v) for v in vars(model.module).values() if isinstance(v, RowTables)] == [RowTables]
+    assert "; 2 look-ups in 1 call; 1 bag layer in 1 call;" in model.kernels
+    assert [calls(model.module, target) for target in (look_up_rows, pool_bags, OP)] == [1, 1, 0]
+    assert [type(v) for v in vars(model.module).values() if isinstance(v, RowTables)] == [RowTables] * 2
     assert not [name for name, _ in model.module.named_buffers() if name.startswith("tables")]
     assert not model.module._forward_pre_hooks and not model.module._forward_hooks
     dense, sparse = small_inputs(9, seed=4)
     want = compressed.model(dense, sparse)
     torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["logit"], want, rtol=0, atol=1e-5)
+
+
+def test_int4_and_int8_tables_are_exported_and_loaded(tmp_path):
+    compressed = recpress.compress(small_model(), recpress.Recipe(embedding="int4", overrides={"tables.1": "int8"}))
+    schemes = [row.scheme[:4] for row in compressed.report.rows if row.layer.startswith("Embedding")]
+    assert schemes == ["int4", "int8", "int4"]
+    recpress.export(compressed, tmp_path / "a", example_inputs=small_inputs(8), input_names=("dense", "sparse"))
+    model = recpress.load(tmp_path / "a")
+    assert model.manifest.recipe.embedding == "int4" and not model.manifest.golden.blind
+    looked, pooled = (getattr(model.module, name) for name in ("row_tables_0", "bag_tables_0"))
+    assert [t.shape[1] for t in (*looked.tables, *pooled.tables)] == [8, 12, 8] and looked.dims == [8, 8]
+    dense, sparse = small_inputs(9, seed=4)
+    want = compressed.model(dense, sparse)
+    torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["output"], want, rtol=0, atol=1e-5)
 
 
 def test_layers_of_both_kinds_become_one_call(tmp_path):
