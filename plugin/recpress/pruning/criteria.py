@@ -24,10 +24,6 @@ from recpress.pruning.targets import Target
 
 Loss = Callable[[nn.Module, object], Tensor]
 """``loss(model, item)``: the loss of one calibration item, a scalar."""
-WEIGHTS = ("magnitude", "gradient", "taylor", "wanda", "sparsegpt", "movement")
-UNITS = ("activation", "weight-norm")
-FROM_GRADIENTS = ("gradient", "taylor", "movement")
-FROM_INPUTS = ("wanda", "sparsegpt", "activation")
 
 
 def score(criterion: str, weight: Tensor, *, inputs: Tensor | None = None, gradient: Tensor | None = None) -> Tensor:

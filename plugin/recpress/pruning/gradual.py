@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from recpress.errors import PruningError
 from recpress.pruning import masks
-from recpress.pruning.criteria import FROM_GRADIENTS, Accumulator
+from recpress.pruning.criteria import Accumulator
 from recpress.pruning.oneshot import PruneRow, decide, evaluating, find, rows, scored
 from recpress.pruning.schedules import Schedule
-from recpress.pruning.spec import PruneSpec
+from recpress.pruning.spec import FROM_GRADIENTS, PruneSpec
 
 
 class Pruner:
@@ -117,8 +117,7 @@ class Pruner:
                 scores[target.name] = scores[target.name].masked_fill(~held, -math.inf)
         keep, _ = decide(self.spec, self._targets, scores, self.sparsity)
         for target in self._targets:
-            held = getattr(target.weight, "mask", None)
-            masks.mask(target.weight, keep[target.name] if held is None else keep[target.name] & held)
+            masks.narrow(target.weight, keep[target.name])
 
     def _scores(self) -> dict[str, Tensor]:
         if self._gathered is None:

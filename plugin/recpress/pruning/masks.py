@@ -61,6 +61,16 @@ def mask(parameter: nn.Parameter, keep: Tensor) -> None:
     parameter.enforce()
 
 
+def narrow(parameter: nn.Parameter, keep: Tensor) -> None:
+    """As :func:`mask`, and what is masked already stays masked.
+
+    Raises:
+        PruningError: as there.
+    """
+    held = getattr(parameter, "mask", None)
+    mask(parameter, keep if held is None else keep.to(held.device) & held)
+
+
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The mask of each masked parameter of ``model`` by its name: what to keep beside a checkpoint."""
     return {name: p.mask for name, p in model.named_parameters() if isinstance(p, MaskedParameter)}

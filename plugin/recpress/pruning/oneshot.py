@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from recpress.errors import PruningError, UnsupportedLayerError
 from recpress.pruning import criteria, masks, patterns, permute, targets, units
-from recpress.pruning.criteria import FROM_INPUTS, Loss
+from recpress.pruning.criteria import Loss
 from recpress.pruning.rows import PruneRow
 from recpress.pruning.sparsegpt import sparsegpt
-from recpress.pruning.spec import PruneSpec
+from recpress.pruning.spec import FROM_INPUTS, PruneSpec
 from recpress.pruning.targets import Skip, Target
 from recpress.quantize.capture import Captured, capture
 
@@ -46,7 +46,7 @@ def prune(
     """A pruned copy of ``model``, in the mode that it is in, with its masks.
 
     Args:
-        model: a trained model; it is not changed.
+        model: a trained model; it is not changed. What is masked in it stays so.
         spec: a :class:`PruneSpec`, or a pattern such as ``"2:4"`` with its defaults.
         calibration: for wanda, sparsegpt and activation: inputs as :func:`recpress.compress` takes them, some thousand
             rows. For gradient and taylor: whatever ``loss`` takes, an item a batch.
@@ -77,7 +77,7 @@ def prune(
                 scores = permute.improve(new, found, scores, spec.n_m)
             keep, thresholds = decide(spec, found, scores, spec.sparsity)
             for target in found:
-                masks.mask(target.weight, keep[target.name])
+                masks.narrow(target.weight, keep[target.name])
     return Pruned(new, tuple(rows(new, spec, found, [*skips, *unreached], before, thresholds)))
 
 
@@ -228,5 +228,5 @@ def _sparsegpt(
         weight, keep = sparsegpt(target.weight, inputs, n_m=spec.n_m, sparsity=spec.sparsity)
         with torch.no_grad():
             target.weight.copy_(weight)
-        masks.mask(target.weight, keep)
+        masks.narrow(target.weight, keep)
     return reached, unreached

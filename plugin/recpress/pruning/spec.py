@@ -10,8 +10,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recpress.errors import PruningError
-from recpress.pruning.criteria import UNITS, WEIGHTS
 from recpress.pruning.patterns import n_m
+
+WEIGHTS = ("magnitude", "gradient", "taylor", "wanda", "sparsegpt", "movement")
+UNITS = ("activation", "weight-norm")
+FROM_GRADIENTS = ("gradient", "taylor", "movement")
+FROM_INPUTS = ("wanda", "sparsegpt", "activation")
 
 
 class PruneSpec(BaseModel):

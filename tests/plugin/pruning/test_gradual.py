@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import recpress
 from recpress import Pruner, PruneSpec
 from recpress.errors import PruningError
 from recpress.pruning.schedules import Constant, Polynomial, Steps
@@ -58,6 +59,16 @@ def test_groups_of_n_m_come_gradually():
     counts = (net[0].weight != 0).view(24, 4, 4).sum(dim=2)
     assert (counts == 2).all() and before.any()
     assert {row.zeros for row in pruner.finish() if row.name == "2.weight"} == {16 * 12}
+
+
+def test_what_is_masked_already_stays_masked():
+    sparse = recpress.prune(model(), PruneSpec(pattern="unstructured", sparsity=0.7)).model
+    gone = sparse[0].weight == 0
+    pruner = Pruner(sparse, "2:4", Constant(0.5))
+    train(sparse, pruner, range(3))
+    assert (sparse[0].weight[gone] == 0).all() and int((sparse[0].weight == 0).sum()) >= int(gone.sum())
+    again = recpress.prune(sparse, PruneSpec(criterion="sparsegpt"), calibration=[torch.randn(64, 16)]).model
+    assert (again[0].weight[gone] == 0).all()
 
 
 def test_movement_is_the_sum_of_minus_weight_times_gradient():

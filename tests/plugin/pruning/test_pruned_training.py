@@ -7,6 +7,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import recpress
 from recpress import Pruner, PruneSpec, Recipe
+from recpress.errors import PruningError, RecipeError
 from recpress.layers import Int8Sparse24Linear
 from recpress.pruning import masks
 from recpress.pruning.schedules import Steps
@@ -77,3 +78,37 @@ def test_a_model_that_is_quantised_in_training_is_pruned_in_the_same_loop():
     assert {row.zeros for row in pruner.finish() if row.name == "top.0.weight"} == {24 * 16}
     weight = recpress.convert(prepared).model.top[0].weight
     assert weight.dtype == torch.int8 and int((weight.view(24, 8, 4) != 0).sum(dim=2).max()) == 2
+
+
+def test_a_recipe_prunes_first_and_finetuning_distils_from_the_dense_original():
+    dense, inputs = small_model(), small_inputs(32)
+    once = recpress.compress(dense, "prune-24-int8")
+    assert "2:4" in once.model.top[0].scheme
+    assert isinstance(recpress.compress(dense, Recipe(linear="int8-24")).model.top[0], torch.nn.Linear)
+    assert {row.name: row.reason for row in once.report.pruning}["top.0.weight"] == "2:4 by magnitude"
+    assert once.report.parameters == sum(p.numel() for p in dense.parameters())
+    recipe = Recipe(linear="int8-24", prune=PruneSpec(criterion="wanda", keep=("top.2",)))
+    assert Recipe(**recipe.model_dump()) == recipe
+    given = iter([inputs])  # gone through once by pruning and once for the ranges
+    assert recpress.compress(dense, recipe, calibration=given).report.rows[-1].status == "kept"
+    tuned = recpress.finetune(dense, recipe, TRAIN, VALID, epochs=1, progress=False)
+    assert "2:4" in tuned.model.top[0].scheme and (tuned.control.top[0].weight != 0).all()
+    assert tuned.report.pruning and tuned.report.training.run.epochs[0].valid_loss > 0
+    with pytest.raises(PruningError, match="wanda judges by the layers' inputs; give calibration"):
+        recpress.compress(dense, recipe)
+
+
+@pytest.mark.parametrize(
+    ("prune", "says"),
+    [
+        ("4:2", "'prune': pattern '4:2' keeps 4 of 2"),
+        ({"sparcity": 0.5}, "'prune': what to prune: 'sparcity'"),
+        ({"pattern": "units", "sparsity": 0.5}, "units in a recipe are not possible; use recpress.prune"),
+        ({"criterion": "taylor"}, "taylor in a recipe"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_prune_so_are_refused(prune, says):
+    with pytest.raises(RecipeError, match=says):
+        Recipe(prune=prune)
+    assert Recipe(prune="2:4").prune == PruneSpec()
