@@ -6,7 +6,8 @@ takes the mask with it. After each step of any ``torch.optim`` optimiser the mas
 whatever momentum or weight decay made of them; values that are copied in, as ``load_state_dict`` does, are masked too.
 ``copy.deepcopy`` and pickle keep the mask.
 
-What does not go through either, ``parameter.data.add_(...)`` say, is masked at the next step, or by :func:`enforce`.
+``load_state_dict(assign=True)`` puts other parameters in place, without masks: give them by :func:`apply`. What goes
+through none of these, ``parameter.data.add_(...)`` say, is masked at the next step, or by :func:`enforce`.
 """
 
 from collections.abc import Mapping
