@@ -133,7 +133,8 @@ class _Rows(nn.Module):
     def fewer(self, keep: Tensor, answer: Tensor) -> "_Rows":
         """The rows of ``keep`` bool ``[num_embeddings]`` as they are, and behind them ``answer`` float ``[1, dim]``."""
         new = copy.copy(self)
-        new._buffers = {"rows": torch.cat([self.rows[keep], _quantized(answer, f"int{self.bits}", "greedy")])}
+        answer = _quantized(answer.to(self.rows.device), f"int{self.bits}", "greedy")
+        new._buffers = {"rows": torch.cat([self.rows[keep], answer])}
         new.num_embeddings = len(new.rows)
         return new
 

@@ -220,7 +220,7 @@ def _by_name(what: str, patterns: dict, names: Iterable[str], kind: str) -> dict
         for name in matched:
             if name in found and found[name][1] != value:
                 raise RecipeError(
-                    f"{what}s {found[name][0]!r} and {pattern!r} both match {kind} {name!r} and ask for "
+                    f"{what} {found[name][0]!r} and {pattern!r} both match {kind} {name!r} and ask for "
                     f"{found[name][1]!r} and {value!r}; make one of them narrower"
                 )
             found[name] = (pattern, value)

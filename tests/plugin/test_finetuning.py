@@ -136,6 +136,22 @@ def test_the_same_seed_gives_the_same_bits(rater):
     assert first == losses(1) and first != losses(2)
 
 
+def test_the_control_is_given_the_same_batches_in_the_same_order(rater):
+    model, train, valid, _ = rater
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*train[0]), 50, shuffle=True)
+    seen = []
+
+    def loss(student, _teacher, batch):
+        if torch.is_grad_enabled():
+            seen.append((student, batch[0]))
+        return student(batch[0]).square().mean()
+
+    recpress.finetune(model, "int8", loader, valid, loss=loss, epochs=2)
+    (ours, theirs) = ([ids for student, ids in seen if (student is seen[0][0]) is mine] for mine in (True, False))
+    assert len(ours) == len(theirs) == 8 and all(map(torch.equal, ours, theirs))
+    assert not torch.equal(ours[0], ours[4]), "they are shuffled"
+
+
 def test_static_ranges_are_found_on_the_training_batches_and_learned():
     recipe = Recipe(activations="static", observer="percentile")
     options = {"epochs": 2, "learn_scales": True, "control": False, "loss": "labels", "lr": 1e-2, "scale_lr": 1e-3}
@@ -169,16 +185,31 @@ def test_tables_of_sparse_gradients_are_trained():
     assert changed[used].any() and not changed[[i for i in range(40) if i not in used]].any()
 
 
-def test_batch_norms_keep_their_statistics_and_early_stopping_stops():
+def test_batch_norms_keep_their_statistics():
     model = small_model()
     model.norm = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(8))
     model.eval()
     batches = small_batches()
-    tuned = recpress.finetune(model, "int8", batches, batches, loss="labels", epochs=9, lr=3.0, patience=2)
+    tuned = recpress.finetune(model, "int8", batches, batches, loss="labels", epochs=2, control=False)
     assert torch.equal(tuned.model.norm[1].running_mean, torch.zeros(8))
+
+
+def test_it_stops_when_nothing_gets_better_and_is_left_at_the_best():
+    validation, weights = [1.0, 0.5, 0.9, 0.8, 0.1], []
+
+    def loss(student, _teacher, batch):
+        if torch.is_grad_enabled():
+            return student(*batch[:2]).square().mean()
+        weights.append(student.top[2].bias.detach().clone())
+        return torch.tensor(validation[len(weights) - 1])
+
+    batches = small_batches(1)
+    options = {"loss": loss, "epochs": 4, "lr": 0.1, "patience": 2, "control": False}
+    tuned = recpress.finetune(small_model(), "int8", batches, batches, **options)
     run = tuned.report.training.run
-    assert len(run.epochs) - 1 - run.best.number == 2 or len(run.epochs) == 10
-    assert run.best.valid_loss == min(epoch.valid_loss for epoch in run.epochs)
+    assert [epoch.valid_loss for epoch in run.epochs] == pytest.approx(validation[:4])
+    assert run.best.number == 1 and torch.equal(tuned.model.top[2].bias, weights[1])
+    assert not torch.equal(weights[1], weights[3])
 
 
 def test_the_rate_rises_and_falls():

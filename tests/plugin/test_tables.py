@@ -70,7 +70,7 @@ def test_any_id_outside_is_answered_by_the_row(scheme):
         ({"oov": {"top.0": 0}}, "oov 'top.0' matches no table"),
         (
             {"oov": {"tables.*": 0, "*.1": 1}},
-            "oovs 'tables.*' and '.*1' both match table 'tables.1' and ask for 0 and 1",
+            "oov 'tables.*' and '.*1' both match table 'tables.1' and ask for 0 and 1",
         ),
         ({"prune_rows": {"x": {"min_count": 1}}}, "prune_rows 'x' matches no table"),
         ({"prune_rows": {"bag": {"min_norm": 1e9}}}, "would drop all 300 rows of table 'bag'; ask for less"),

@@ -10,6 +10,7 @@ from recpress_kernels.embedding_bag_rows.bounds import check_bags
 from recpress_kernels.embedding_bag_rows.op import embedding_bag_rows
 from recpress_kernels.embedding_bag_rows.tables import RowTables
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.library import direct
 
 
 def pool_bags(
@@ -37,7 +38,8 @@ def pool_bags(
         IndexBoundsError: an index outside its table, or offsets that describe no bags of their table's indices.
     """
     if isinstance(bags[0], int):
-        offsets = _fixed(tuple(bags), _batch(indices, bags), indices[0].dtype)
+        make = _kept if direct(indices[0]) else _fixed  # what is made while a graph is traced is of that trace
+        offsets = make(tuple(bags), _batch(indices, bags), indices[0].dtype)
     else:
         offsets = bags[0] if len(bags) == 1 else _joined(tables, indices, bags)
     if weights is not None:
@@ -68,8 +70,13 @@ def _check_weights(indices: Sequence[Tensor], weights: Sequence[Tensor]) -> None
 
 
 @lru_cache(maxsize=32)
+def _kept(bags: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
+    """Those of :func:`_fixed`, which take longer to make than a small batch's bags."""
+    return _fixed(bags, batch, dtype)
+
+
 def _fixed(bags: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
-    """Offsets of bags of one length a table; to make them takes longer than the bags of a small batch."""
+    """Offsets of bags of one length a table."""
     lengths = torch.tensor(bags, dtype=dtype).repeat_interleave(batch)
     return torch.cat([torch.zeros(1, dtype=dtype), lengths.cumsum(0, dtype=dtype)])
 

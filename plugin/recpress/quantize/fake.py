@@ -114,23 +114,23 @@ class FakeLinear(nn.Linear):
         scale = quantize_per_channel(self._dense())[1] if learn_scales else None
         self.register_parameter("weight_scale", None if scale is None else nn.Parameter(scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]`` in the dtype of x.
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of the input.
 
         Raises:
-            UnsupportedLayerError: a batch norm was folded into the layer, and x has not two dimensions.
+            UnsupportedLayerError: a batch norm was folded into the layer, and the input has not two dimensions.
         """
-        if self.folded and x.dim() != 2:
+        if self.folded and input.dim() != 2:
             raise UnsupportedLayerError(
-                f"a linear layer into which the BatchNorm1d after it was folded is given inputs {tuple(x.shape)}; "
+                f"a linear layer into which the BatchNorm1d after it was folded is given inputs {tuple(input.shape)}; "
                 "that is the same for two dimensions alone: keep this layer by an override"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False):
             weight, weight_scale = self.integer_weight()
-            inputs, scale = self._integer_inputs(x)
+            inputs, scale = self._integer_inputs(input)
             y = functional.linear(inputs, weight)
             y = (y if scale is None else y * scale) * weight_scale
-            return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+            return (y if self.bias is None else y + self.bias.float()).to(input.dtype)
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Whole numbers ``[out, in]`` and their scale ``[out]``, float32."""

@@ -155,7 +155,7 @@ MAPPED = {
 }
 
 
-@pytest.mark.parametrize("form, made", zip(MAPPED.values(), (1, 2, 1, 2), strict=True), ids=MAPPED)
+@pytest.mark.parametrize("form, made", list(zip(MAPPED.values(), (1, 2, 1, 2), strict=True)), ids=MAPPED)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_what_ids_go_through_before_is_part_of_the_call(form, made, dtype):
     net = Net(form, 8, 8, 8, 8)

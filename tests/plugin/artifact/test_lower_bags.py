@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recpress import layers
 from recpress.artifact.lower import lower
@@ -273,17 +274,28 @@ def test_look_ups_and_bags_are_joined_in_one_cat():
 
 
 def test_the_check_of_bits_sees_a_call_that_is_wrong(monkeypatch):
-    """The negative control: offsets of a bag too many in the first table."""
-    right = joined._fixed
+    """The negative control: the first table's last bag begins one index early."""
 
     def wrong(bags, batch, dtype):
-        offsets = right(bags, batch, dtype).clone()
-        offsets[batch] -= 1
+        offsets = joined._fixed(bags, batch, dtype)
+        offsets[batch - 1] -= int(batch > 1)
         return offsets
 
-    monkeypatch.setattr(joined, "_fixed", wrong)
+    monkeypatch.setattr(joined, "_kept", wrong)
     with pytest.raises(AssertionError):
         check(Net(JOINS["cat"]), 1)
+
+
+def test_offsets_that_are_made_in_a_trace_are_not_kept():
+    tables = RowTables([quantize_rows_int8(torch.randn(5, 4)), quantize_rows_int8(torch.randn(9, 4))])
+    ids = [torch.arange(5).repeat(3)[:12], torch.arange(8)]
+    joined._kept.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = pool_bags(tables, [mode.from_tensor(part) for part in ids], [3, 2])
+    assert fake.shape == (4, 8)
+    offsets = torch.tensor([0, 3, 6, 9, 12, 14, 16, 18, 20])
+    want = embedding_bag_rows(tables, torch.cat(ids), offsets)
+    assert torch.equal(pool_bags(tables, ids, [3, 2]), want)
 
 
 def test_weights_of_another_length_are_refused_though_joined_they_would_fit():
