@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Compressed": "recpress.pipeline",
+    "PruneSpec": "recpress.pruning.spec",
+    "Pruned": "recpress.pruning.oneshot",
+    "Pruner": "recpress.pruning.gradual",
     "Recipe": "recpress.recipe",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
@@ -23,6 +26,7 @@ _HOMES = {
     "load": "recpress.artifact.load",
     "package": "recpress.serving.repository",
     "prepare": "recpress.qat",
+    "prune": "recpress.pruning.oneshot",
 }
 
 __all__ = [*_HOMES]

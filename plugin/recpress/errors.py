@@ -15,6 +15,7 @@ __all__ = [
     "KernelInputError",
     "MissingDependencyError",
     "ProbeError",
+    "PruningError",
     "RecipeError",
     "RecpressError",
     "RepositoryError",
@@ -40,6 +41,10 @@ class UnsupportedLayerError(RecpressError):
 
 class CalibrationError(RecpressError):
     """Calibration inputs are empty, of the wrong form, or not finite."""
+
+
+class PruningError(RecpressError):
+    """Pruning is asked for what it cannot do, or is given nothing to judge weights by."""
 
 
 class TrainingError(RecpressError):

@@ -46,6 +46,7 @@ def finetune(
     valid: Iterable[Batch],
     *,
     loss: str | Loss = "distill",
+    teacher: nn.Module | None = None,
     calibration: Iterable[Inputs] | None = None,
     evaluate: Evaluate | None = None,
     counts: Counts | None = None,
@@ -94,6 +95,8 @@ def finetune(
             ``label`` or ``labels``. With a ``loss`` of your own it is what that takes.
         loss: ``"distill"``, ``"labels"`` (binary cross-entropy to them), or ``loss(model, teacher, batch)`` that
             returns the mean over the batch, where ``teacher`` is the original in eval mode, without gradients.
+        teacher: what is distilled from instead of ``model``: the dense original of a model that recpress.prune has
+            pruned. It is in eval mode meanwhile, and as it was afterwards.
         calibration: as :func:`recpress.compress` takes it. None: the first batches of ``train``, up to 4,096 rows;
             none with a ``loss`` of your own.
         evaluate: metrics of a model by name, as for compress; called with the original, with what compression gives
@@ -130,10 +133,10 @@ def finetune(
             calibration = _first_inputs(train, device)
         prepared = prepare(model, recipe, calibration=calibration, learn_scales=learn_scales)
         dense = copy.deepcopy(model) if control else None
-        with _as_teacher(model), _progress(progress) as bar:
+        with _as_teacher(model), _as_teacher(teacher or model), _progress(progress) as bar:
             before = evaluated(model, evaluate)
             post_training = evaluated(convert(prepared, counts=counts).model, evaluate)
-            given = (model, objective, train, valid, settings)
+            given = (teacher or model, objective, train, valid, settings)
             run = fit(prepared, *given, on_step=bar("quantised"))
             dense_run = None if dense is None else fit(dense, *given, on_step=bar("control"))
         compressed = convert(prepared, counts=counts)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from recpress.pruning.oneshot import prune
+from recpress.pruning.rows import PruneRow
 from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
 from recpress.rewrite import Row, rewrite
@@ -22,6 +24,7 @@ class Report:
 
     The rows' parameters and bytes add up to the model's own; ``quality_before`` and ``quality_after`` are what
     ``evaluate`` returned, empty without it. ``training`` is that of :func:`recpress.finetune`, None without it.
+    ``pruning`` has a row for each parameter where the recipe prunes.
     """
 
     recipe: Recipe
@@ -29,6 +32,7 @@ class Report:
     quality_before: dict[str, float]
     quality_after: dict[str, float]
     training: Training | None = None
+    pruning: tuple[PruneRow, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -77,6 +81,7 @@ def compress(
     Raises:
         RecipeError: the recipe is wrong, or does not fit the model.
         UnsupportedLayerError: a layer's weights cannot be quantised (NaN, infinity, beyond float16).
+        PruningError: what the recipe prunes does not fit the model, or needs calibration.
         CalibrationError: calibration is empty, missing though the recipe needs it, or no list; the model fails on it,
             or it gives a layer NaN or infinity; counts are missing or of other tables.
     """
@@ -84,13 +89,30 @@ def compress(
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        captured = None if calibration is None else capture(model, calibration)
         before = evaluated(model, evaluate)
-        new, rows = apply_table_rules(*rewrite(model, recipe, captured=captured), recipe, counts)
+        source, pruning, calibration = pruned_first(model, recipe, calibration)
+        captured = None if calibration is None else capture(source, calibration)
+        new, rows = apply_table_rules(*rewrite(source, recipe, captured=captured), recipe, counts)
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Compressed(new, Report(recipe, tuple(rows), before, evaluated(new, evaluate)))
+    report = Report(recipe, tuple(rows), before, evaluated(new, evaluate), pruning=pruning)
+    return Compressed(new, report)
+
+
+def pruned_first(
+    model: nn.Module, recipe: Recipe, calibration: Iterable[Inputs] | None
+) -> tuple[nn.Module, tuple[PruneRow, ...], Iterable[Inputs] | None]:
+    """``model`` pruned as ``recipe`` says, or as it is; its rows; and calibration, which can be gone through again.
+
+    Raises:
+        PruningError: the recipe's pruning does not fit the model, or needs calibration.
+    """
+    if recipe.prune is None:
+        return model, (), calibration
+    calibration = None if calibration is None else list(calibration)
+    pruned = prune(model, recipe.prune, calibration=calibration)
+    return pruned.model, pruned.rows, calibration
 
 
 def evaluated(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:

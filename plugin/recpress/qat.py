@@ -16,7 +16,8 @@ from torch import nn
 
 from recpress import layers
 from recpress.errors import KernelInputError, RecipeError, TrainingError, UnsupportedLayerError
-from recpress.pipeline import Compressed, Report
+from recpress.pipeline import Compressed, Report, pruned_first
+from recpress.pruning.rows import PruneRow
 from recpress.quantize.capture import Inputs, capture
 from recpress.quantize.fake import LINEAR_SCHEMES, FakeEmbedding, FakeEmbeddingBag, FakeLinear, RowQuantizer
 from recpress.quantize.fold import fold, foldable
@@ -31,12 +32,13 @@ _TWINS = (FakeLinear, FakeEmbedding, FakeEmbeddingBag)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a prepared model becomes: the recipe, and the report's rows as far as they are known before training, and
-    the scheme of each prepared layer by its first name."""
+    """What a prepared model becomes: the recipe, and the report's rows as far as they are known before training, the
+    scheme of each prepared layer by its first name, and what was pruned before."""
 
     recipe: Recipe
     rows: tuple[Row, ...]
     schemes: dict[str, Scheme]
+    pruning: tuple[PruneRow, ...]
 
 
 def prepare(
@@ -70,6 +72,7 @@ def prepare(
 
     Raises:
         RecipeError: the recipe is wrong, does not fit the model, or compresses nothing of it.
+        PruningError: as compress.
         UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
         CalibrationError: calibration is empty, missing though the recipe needs it, or fails.
     """
@@ -79,7 +82,8 @@ def prepare(
             f"recipe {recipe.name} has bias_correction or rounding: adaround, which training overwrites; leave them "
             "away to train, or use recpress.compress"
         )
-    new = copy_with(model, {})
+    source, pruning, calibration = pruned_first(model, recipe, calibration)
+    new = copy_with(source, {})
     captured = None if calibration is None else capture(new, calibration)
     judged = judge(new, recipe, captured)
     compressed = judged.compressed()
@@ -99,7 +103,7 @@ def prepare(
     into = {judged.names[norm]: judged.names[linear][0] for linear, norm in folds.items()}
     new = copy_with(new, replaced)
     schemes = {name: scheme for _, name, scheme in compressed}
-    setattr(new, _PLAN, Plan(recipe, tuple(_folded(row, into.get(row.names)) for row in rows), schemes))
+    setattr(new, _PLAN, Plan(recipe, tuple(_folded(row, into.get(row.names)) for row in rows), schemes, pruning))
     return new
 
 
@@ -137,7 +141,7 @@ def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
     model = copy_with(prepared, replaced)
     vars(model).pop(_PLAN, None)
     model, rows = apply_table_rules(model, rows, plan.recipe, counts)
-    return Compressed(model, Report(plan.recipe, tuple(rows), {}, {}))
+    return Compressed(model, Report(plan.recipe, tuple(rows), {}, {}, pruning=plan.pruning))
 
 
 def _twin(

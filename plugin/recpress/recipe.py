@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from recpress.errors import RecipeError
+from recpress.errors import PruningError, RecipeError
+from recpress.pruning.spec import FROM_GRADIENTS, PruneSpec
 
 Scheme = Literal["int8", "int8-24", "int8-weights", "int4", "keep"]
 Kind = Literal["linear", "embedding"]
@@ -100,6 +101,9 @@ class Recipe(BaseModel):
         prune_rows: by the table's name or a pattern, which rows are dropped: ``{"tables.*": {"min_count": 1}}``, see
             :class:`PruneRows`. The rows that stay keep their bits and their ids; a table of int32 leads from ids to
             rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
+        prune: which weights are taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as
+            ``"2:4"``; by magnitude, wanda or sparsegpt, the last two on calibration inputs. Fine-tuning then distils
+            from the dense original, and the masks hold. None: none.
         name: what the report calls this recipe.
     """
 
@@ -117,12 +121,28 @@ class Recipe(BaseModel):
     overrides: dict[str, Scheme] = {}
     oov: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
     prune_rows: dict[str, PruneRows] = {}
+    prune: PruneSpec | None = None
 
     def __init__(self, **given: object) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
             raise RecipeError(_explain(error)) from None
+        except PruningError as error:
+            raise RecipeError(f"recipe: 'prune': {error}") from None
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _by_pattern(cls, given: object) -> object:
+        return {"pattern": given} if isinstance(given, str) else given
+
+    @field_validator("prune")
+    @classmethod
+    def _without_a_loss(cls, prune: PruneSpec | None) -> PruneSpec | None:
+        if prune is not None and (prune.pattern == "units" or prune.by in FROM_GRADIENTS):
+            what = "units" if prune.pattern == "units" else prune.by
+            raise ValueError(f"{what} in a recipe are not possible; use recpress.prune, and compress what it returns")
+        return prune
 
     @staticmethod
     def preset(name: str) -> "Recipe":
@@ -237,6 +257,7 @@ PRESETS = {
     "int8-weights": Recipe(name="int8-weights", linear="int8-weights"),
     "int8-tables4": Recipe(name="int8-tables4", embedding="int4"),
     "tables4": Recipe(name="tables4", linear="keep", embedding="int4"),
+    "prune-24-int8": Recipe(name="prune-24-int8", linear="int8-24", prune=PruneSpec()),
 }
 
 
