@@ -69,6 +69,7 @@ static inline void _mm512_mask_storeu_ps(float* p, uint16_t mask, __m512 a) {
     for (int i = 0; i < 16; i++)
         if (mask >> i & 1) p[i] = in[i];
 }
+static inline void _mm512_stream_ps(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
 #define _mm512_shuffle_f32x4(a, b, imm8) \
     _mm512_castsi512_ps(_mm512_shuffle_i32x4(_mm512_castps_si512(a), _mm512_castps_si512(b), imm8))
 #else
@@ -85,6 +86,9 @@ using Bytes = __m512i;
 
 inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+// Past the caches, to a multiple of its bytes; before another thread may read it, fence().
+inline void stream(float* p, F a) { _mm512_stream_ps(p, a.v); }
+inline void fence() { _mm_sfence(); }
 // The first n < W of them and zeros; no byte behind them is read.
 inline F load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(uint16_t((1u << n) - 1), p)}; }
 inline F set1(float a) { return {_mm512_set1_ps(a)}; }
