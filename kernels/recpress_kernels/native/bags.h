@@ -58,12 +58,50 @@ inline void prefetch(const uint8_t* row, int64_t last) {
     __builtin_prefetch(row + last, 0, 2);
 }
 
-// W codes from column `at` on, an even one, or rest < W of them.
-template <int BITS, bool PART>
-inline F codes_at(const uint8_t* row, int64_t at, int64_t rest) {
-    if (BITS == 8) return PART ? load_codes(row + at, rest) : load_codes(row + at);
-    return PART ? load_nibbles(row + at / 2, rest) : load_nibbles(row + at / 2);
-}
+// The values of a row, whose scale and bias are at `tail`; get() gives W of them from column `at` on, an even one, or
+// rest < W of them.
+template <int BITS>
+struct Values;
+
+template <>
+struct Values<8> {
+    F scale, bias;
+
+    explicit Values(const uint8_t* tail) { load_scale_bias(tail, &scale, &bias); }
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return (PART ? load_codes(row + at, rest) : load_codes(row + at)) * scale + bias;
+    }
+};
+
+#ifdef RP_NIBBLES_LOOKED_UP
+template <>
+struct Values<4> {
+    F all;
+
+    explicit Values(const uint8_t* tail) {
+        F scale, bias;
+        load_scale_bias(tail, &scale, &bias);
+        all = nibble_values(scale, bias);
+    }
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return PART ? look_up_nibbles(all, row + at / 2, rest) : look_up_nibbles(all, row + at / 2);
+    }
+};
+#else
+template <>
+struct Values<4> : Values<8> {
+    using Values<8>::Values;
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return (PART ? load_nibbles(row + at / 2, rest) : load_nibbles(row + at / 2)) * scale + bias;
+    }
+};
+#endif
 
 // One bag of one table.
 template <class Index>
@@ -86,11 +124,9 @@ inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float*
     for (int64_t i = 0; i < bag.count; i++) {
         ask();
         const uint8_t* row = bag.table.rows + int64_t(bag.indices[i]) * bag.table.stride;
-        F scale, bias;
-        load_scale_bias(row + tail, &scale, &bias);
+        Values<BITS> values(row + tail);
         for (int c = 0; c < kLanes; c++) {
-            F codes = codes_at<BITS, N == 0>(row, at + c * W, rest);
-            F value = codes * scale + bias;
+            F value = values.template get<N == 0>(row, at + c * W, rest);
             if (WEIGHTED) value = value * set1(bag.weights[i]);
             sum[c] = sum[c] + value;
         }
