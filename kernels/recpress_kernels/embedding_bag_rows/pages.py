@@ -1,8 +1,9 @@
 """Large pages under tables and outputs, on Linux.
 
 A look-up is anywhere in its table. With pages of 4 kB it misses the caches of addresses too, and walks the page table;
-an output beyond 32 MB is made of pages that the system fills with zeros one by one at each call. Pages of 2 MB take a
-third to two thirds off the time of single look-ups in tables of 100k rows, and three quarters where such an output is.
+a large output is made of pages that the system fills with zeros one by one: beyond 32 MB at each call, below as the
+allocator keeps its memory or gives it back. Pages of 2 MB take a third to two thirds off the time of single look-ups in
+tables of 100k rows, and three quarters where the output is made of fresh ones.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from torch import Tensor
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPS = Path("/proc/self/maps")
 _HUGEPAGE, _COLLAPSE = 14, 25  # advice of madvise(2): for pages to come, and for those that are there (Linux 6.1)
-_FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back, each time
+_LARGE_BYTES = 4 << 20  # of an output: from here on the advice costs nothing beside the call
 _NEAR = 8192  # bytes that an allocator may leave between two tables
 
 
@@ -36,9 +37,9 @@ if PAGE:
 
 
 def empty(rows: int, width: int) -> Tensor:
-    """An output float32 ``[rows, width]``, on large pages if it is made of fresh ones."""
+    """An output float32 ``[rows, width]``, on large pages where it is made of fresh ones."""
     out = torch.empty(rows, width, dtype=torch.float32)
-    if PAGE and rows * width * 4 > _FRESH_BYTES:
+    if PAGE and rows * width * 4 > _LARGE_BYTES:
         begin = out.data_ptr()
         _advise(begin, begin + rows * width * 4, _HUGEPAGE)
     return out
