@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recpress_kernels import native
-from recpress_kernels.embedding_bag_rows import reference
+from recpress_kernels.embedding_bag_rows import pages, reference
 from recpress_kernels.embedding_bag_rows.bounds import Maps, check_bags, rows_of_bags
 from recpress_kernels.formats.rows import bits_of, dequantize_rows
 
@@ -54,7 +54,7 @@ def run(
         return _rows(address, tables, indices, offsets, width, maps)
     weights = None if per_sample_weights is None else per_sample_weights.contiguous()
     batch = (offsets.shape[0] - 1) // len(tables)
-    out = torch.empty(batch, width)
+    out = pages.empty(batch, width)
     code = native.bags(
         address,
         len(tables),
@@ -78,7 +78,7 @@ def _rows(
     address: int, tables: Sequence[Tensor], indices: Tensor, offsets: Tensor, width: int, maps: Maps | None
 ) -> Tensor:
     check_bags(tables, indices, offsets, maps)
-    out = torch.empty(indices.shape[0], width)
+    out = pages.empty(indices.shape[0], width)
     strides = (1, 0, indices.dtype is torch.int64, None, 0, 0)
     code = native.rows(address, 1, indices.data_ptr(), indices.shape[0], *strides, out.data_ptr(), native.isa)
     native.check("embedding_bag_rows", code)

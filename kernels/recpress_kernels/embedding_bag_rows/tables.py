@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recpress_kernels import native
-from recpress_kernels.embedding_bag_rows import cpu
+from recpress_kernels.embedding_bag_rows import cpu, pages
 from recpress_kernels.embedding_bag_rows.bounds import Maps, count_of
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.errors import IndexBoundsError, KernelInputError
@@ -24,7 +24,8 @@ class RowTables:
     """Tables of int8 or int4 rows, each with the column of its indices, described once for the native kernels.
 
     To describe and check 26 tables takes 50 us, five times the look-ups of one row. This object owns aliases of the
-    tables, so that the addresses in its description stay valid as long as it lives; copies describe their own.
+    tables, so that the addresses in its description stay valid as long as it lives; copies describe their own. It puts
+    large pages under them (pages.py), which copies the tables once.
 
     Args:
         tables: T tensors uint8 in the form of formats/rows.py, on the CPU, at least one: ``[rows_t, dim_t + 4]`` of
@@ -59,6 +60,7 @@ class RowTables:
         if problem := _maps_problem(tables, maps):
             raise KernelInputError(f"RowTables: {problem}")
         self.tables = tuple(table.detach() for table in tables)
+        pages.put_under(self.tables)
         self.maps = None if maps is None or not any(maps) else tuple(map(_contiguous, maps))
         self.dims = widths(tables, dims)
         """The width of each table's rows."""
@@ -158,7 +160,7 @@ def look_up_rows(tables: RowTables, indices: Tensor, front: Tensor | None = None
     batch = shape[0]
     row_stride, column_stride = indices.stride()
     front_width = 0 if front is None else front.shape[1]
-    out = torch.empty(batch, front_width + tables.width)
+    out = pages.empty(batch, front_width + tables.width)
     code = native.rows(
         tables.address,
         len(tables.tables),

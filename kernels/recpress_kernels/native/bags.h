@@ -13,9 +13,13 @@ namespace {
 using recpress::Bags;
 using recpress::Table;
 
-// Rows asked for ahead of their use. A row is one to three cache lines anywhere in a table, some 100 ns away, of which
-// a core fetches about 20 at a time. Of bags 16 are as good for rows of one line and better by 2 to 4 % for longer ones.
-constexpr int64_t kAhead = 32, kAheadInBags = 16;
+// Rows asked for ahead of their use, into the second-level cache: of the first level's misses a core keeps some 20 in
+// flight, of the second's more. Asked for into the first level, rows of 16, 64 and 128 numbers took 7.5, 16 and 27 ns each
+// in bags of 20, at any distance; so 3, 5 and 11 (Zen 4).
+constexpr int64_t kAhead = 64;
+
+// An output beyond this is out of the caches before anybody reads it: written past them, its lines are not read first.
+constexpr int64_t kStreamBytes = 16 << 20;
 
 #ifndef RP_CODES_IN_LANES
 // n < W codes with zeros behind them, the first n lanes, and the pair behind the codes, without masks.
@@ -47,22 +51,63 @@ inline int64_t code_bytes(const Table& table) { return (table.dim * table.bits +
 
 inline int64_t last_byte(const Table& table) { return code_bytes(table) + recpress::kTail - 1; }
 
-// As many lines for each row of a table, so that no branch depends on where in a line the row begins.
+// As many lines for each row of a table, so that no branch depends on where in a line the row begins. A last line that
+// holds less than 4 bytes more than those before is that of the last byte, in tables whose rows begin at multiples of 4.
 inline void prefetch(const uint8_t* row, int64_t last) {
-    for (int64_t at = 0; at < last; at += 64) __builtin_prefetch(row + at);
-    __builtin_prefetch(row + last);
+    for (int64_t at = 0; at < last - 3; at += 64) __builtin_prefetch(row + at, 0, 2);
+    __builtin_prefetch(row + last, 0, 2);
 }
 
-// W codes from column `at` on, an even one, or rest < W of them.
-template <int BITS, bool PART>
-inline F codes_at(const uint8_t* row, int64_t at, int64_t rest) {
-    if (BITS == 8) return PART ? load_codes(row + at, rest) : load_codes(row + at);
-    return PART ? load_nibbles(row + at / 2, rest) : load_nibbles(row + at / 2);
-}
+// The values of a row, whose scale and bias are at `tail`; get() gives W of them from column `at` on, an even one, or
+// rest < W of them.
+template <int BITS>
+struct Values;
 
-// One bag of one table.
-template <class Index>
+template <>
+struct Values<8> {
+    F scale, bias;
+
+    explicit Values(const uint8_t* tail) { load_scale_bias(tail, &scale, &bias); }
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return (PART ? load_codes(row + at, rest) : load_codes(row + at)) * scale + bias;
+    }
+};
+
+#ifdef RP_NIBBLES_LOOKED_UP
+template <>
+struct Values<4> {
+    F all;
+
+    explicit Values(const uint8_t* tail) {
+        F scale, bias;
+        load_scale_bias(tail, &scale, &bias);
+        all = nibble_values(scale, bias);
+    }
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return PART ? look_up_nibbles(all, row + at / 2, rest) : look_up_nibbles(all, row + at / 2);
+    }
+};
+#else
+template <>
+struct Values<4> : Values<8> {
+    using Values<8>::Values;
+
+    template <bool PART>
+    F get(const uint8_t* row, int64_t at, int64_t rest) const {
+        return (PART ? load_nibbles(row + at / 2, rest) : load_nibbles(row + at / 2)) * scale + bias;
+    }
+};
+#endif
+
+// One bag of one table. STREAM: its sums are written past the caches; known when compiled, since a branch at each store
+// took 25 % of bags of one.
+template <bool PAST, class Index>
 struct Bag {
+    static constexpr bool STREAM = PAST;
     const Table& table;
     const Index* indices;
     int64_t count;
@@ -72,8 +117,8 @@ struct Bag {
 
 // Columns [at, at + N * W + rest) of a bag; the sums stay in registers. rest < W is 0 unless N is 0.
 // Before each row `ask` asks for a later one: a whole bag's rows asked for at once would wait for each other.
-template <int BITS, int N, bool WEIGHTED, class Index, class Ask>
-inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float* out, Ask ask) {
+template <int BITS, int N, bool WEIGHTED, class AnyBag, class Ask>
+inline void pool_columns(const AnyBag& bag, int64_t at, int64_t rest, float* out, Ask ask) {
     constexpr int kLanes = N ? N : 1;
     F sum[kLanes];
     for (int c = 0; c < kLanes; c++) sum[c] = set1(0.0f);
@@ -81,11 +126,9 @@ inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float*
     for (int64_t i = 0; i < bag.count; i++) {
         ask();
         const uint8_t* row = bag.table.rows + int64_t(bag.indices[i]) * bag.table.stride;
-        F scale, bias;
-        load_scale_bias(row + tail, &scale, &bias);
+        Values<BITS> values(row + tail);
         for (int c = 0; c < kLanes; c++) {
-            F codes = codes_at<BITS, N == 0>(row, at + c * W, rest);
-            F value = codes * scale + bias;
+            F value = values.template get<N == 0>(row, at + c * W, rest);
             if (WEIGHTED) value = value * set1(bag.weights[i]);
             sum[c] = sum[c] + value;
         }
@@ -93,21 +136,22 @@ inline void pool_columns(const Bag<Index>& bag, int64_t at, int64_t rest, float*
     F count = set1(float(bag.count));
     for (int c = 0; c < kLanes; c++) {
         if (bag.mean && bag.count > 1) sum[c] = sum[c] / count;
-        if (N) store(out + at + c * W, sum[c]);
-        else store(out + at, sum[c], rest);
+        if (N == 0) store(out + at, sum[c], rest);
+        else if (AnyBag::STREAM) stream(out + at + c * W, sum[c]);
+        else store(out + at + c * W, sum[c]);
     }
 }
 
-template <int BITS, int N, bool WEIGHTED, class Index, class Ask>
-inline void next_columns(const Bag<Index>& bag, int64_t* at, float* out, Ask ask) {
+template <int BITS, int N, bool WEIGHTED, class AnyBag, class Ask>
+inline void next_columns(const AnyBag& bag, int64_t* at, float* out, Ask ask) {
     int64_t rest = N ? 0 : bag.table.dim - *at;
     if (*at == 0) pool_columns<BITS, N, WEIGHTED>(bag, 0, rest, out, ask);
     else pool_columns<BITS, N, WEIGHTED>(bag, *at, rest, out, [] {});
     *at += N ? N * W : rest;
 }
 
-template <int BITS, bool WEIGHTED, class Index, class Ask>
-inline void pool_codes(const Bag<Index>& bag, float* out, Ask ask) {
+template <int BITS, bool WEIGHTED, class AnyBag, class Ask>
+inline void pool_codes(const AnyBag& bag, float* out, Ask ask) {
     int64_t dim = bag.table.dim, at = 0;
     while (at + 8 * W <= dim) next_columns<BITS, 8, WEIGHTED>(bag, &at, out, ask);
     if (at + 4 * W <= dim) next_columns<BITS, 4, WEIGHTED>(bag, &at, out, ask);
@@ -116,16 +160,14 @@ inline void pool_codes(const Bag<Index>& bag, float* out, Ask ask) {
     if (at < dim) next_columns<BITS, 0, WEIGHTED>(bag, &at, out, ask);
 }
 
-template <bool WEIGHTED, class Index, class Ask>
-inline void pool(const Bag<Index>& bag, float* out, Ask ask) {
+template <bool WEIGHTED, class AnyBag, class Ask>
+inline void pool(const AnyBag& bag, float* out, Ask ask) {
     if (bag.table.bits == 8) pool_codes<8, WEIGHTED>(bag, out, ask);
     else pool_codes<4, WEIGHTED>(bag, out, ask);
 }
 
 template <class Index>
 inline bool outside(const Table& table, Index index) { return uint64_t(int64_t(index)) >= uint64_t(table.count); }
-
-// Bags: table by table, as the indices lie.
 
 template <class Index>
 recpress::Status check_bags(const Bags& call, const Index* indices, const Index* offsets) {
@@ -143,129 +185,103 @@ recpress::Status check_bags(const Bags& call, const Index* indices, const Index*
     return recpress::kOk;
 }
 
-// Asks for the rows of bags in their order, across tables. What it needs of a table stays in registers: to read it anew
+// The indices of one table: those of all its bags, or a column of single look-ups.
+template <class Index>
+struct Column {
+    const Index* first;
+    int64_t count, step;  // of indices, and from one to the next
+};
+
+template <class Index>
+inline Column<Index> column(const Bags& call, int64_t table) {
+    auto indices = static_cast<const Index*>(call.indices);
+    if (!call.offsets) return {indices + call.tables[table].column * call.column_stride, call.batch, call.row_stride};
+    auto offsets = static_cast<const Index*>(call.offsets) + table * call.batch;
+    return {indices + offsets[0], offsets[call.batch] - offsets[0], 1};
+}
+
+template <class Index>
+recpress::Status check_rows(const Bags& call) {
+    for (int64_t t = 0; t < call.table_count; t++) {
+        bool bad = false;
+        auto rows = column<Index>(call, t);
+        for (int64_t b = 0; b < rows.count; b++) bad |= outside(call.tables[t], rows.first[b * rows.step]);
+        if (bad) return recpress::kIndex;
+    }
+    return recpress::kOk;
+}
+
+// Asks for rows in the order of their use, table by table. What it needs of a table stays in registers: to read it anew
 // for each row took 3 to 15 % of all of the time.
 template <class Index>
 struct Ahead {
     const Bags& call;
-    const Index *indices, *offsets;
-    int64_t at = 0, end = 0, next = 0, stride = 0, last = 0;
+    int64_t next = 0;  // table
+    Column<Index> left{nullptr, 0, 0};
+    int64_t stride = 0, last = 0;
     const uint8_t* rows = nullptr;
 
     void one() {
-        if (__builtin_expect(at == end, 0) && !next_table()) return;
-        prefetch(rows + int64_t(indices[at++]) * stride, last);
+        if (__builtin_expect(left.count == 0, 0) && !next_table()) return;
+        prefetch(rows + int64_t(*left.first) * stride, last);
+        left.first += left.step;
+        left.count--;
     }
 
     // Whether there are rows left; the table of the next one is `rows`.
     __attribute__((noinline)) bool next_table() {
-        while (at == end) {
+        while (left.count == 0) {
             if (next == call.table_count) return false;
-            const Table& table = call.tables[next++];
+            const Table& table = call.tables[next];
             rows = table.rows, stride = table.stride, last = last_byte(table);
-            end = offsets[next * call.batch];
+            left = column<Index>(call, next++);
         }
         return true;
     }
 };
 
-template <bool WEIGHTED, class Index>
-recpress::Status run_bags(const Bags& call) {
-    auto indices = static_cast<const Index*>(call.indices);
-    auto offsets = static_cast<const Index*>(call.offsets);
-    if (auto status = check_bags(call, indices, offsets)) return status;
-    int64_t width = 0;
-    for (int64_t t = 0; t < call.table_count; t++) width += call.tables[t].dim;
-    Ahead<Index> ahead{call, indices, offsets};
-    for (int64_t i = 0; i < kAheadInBags; i++) ahead.one();
-    float* out = call.out;
-    for (int64_t t = 0; t < call.table_count; t++) {
-        const Index* bounds = offsets + t * call.batch;
-        for (int64_t b = 0; b < call.batch; b++) {
-            int64_t begin = bounds[b], end = bounds[b + 1];
-            Bag<Index> bag{call.tables[t], indices + begin, end - begin, WEIGHTED ? call.weights + begin : nullptr,
-                           call.mean};
-            pool<WEIGHTED>(bag, out + b * width, [&] { ahead.one(); });
-        }
-        out += call.tables[t].dim;
-    }
-    return recpress::kOk;
+// Whether the output is written past the caches: where it is large, and each table's part of a row made of whole lines.
+inline bool streams(const Bags& call, int64_t width) {
+    int64_t odd = int64_t(reinterpret_cast<uintptr_t>(call.out) / 4) | call.front_width;
+    for (int64_t t = 0; t < call.table_count; t++) odd |= call.tables[t].dim;
+    return call.batch * width * 4 >= kStreamBytes && odd % 16 == 0;
 }
 
-// Single look-ups: a block of rows of the batch in one table after the other. Up to kSmall rows, a block is one row,
-// whose look-ups are all asked for at once: 0.65 to 0.75 of the time of larger blocks at 16 to 256 rows, 26 tables.
-// Beyond, larger blocks keep fewer pages in use: 0.75 to 0.9 at 4096 rows of 16 or 64 numbers, and 1.1 of 128.
-
-constexpr int64_t kSmall = 512;
-constexpr int64_t kBlock = 512;
-
-template <class Index>
-struct Column {
-    const Index* first;
-    int64_t stride;
-    const Index& operator[](int64_t b) const { return first[b * stride]; }
-};
-
-template <class Index>
-Column<Index> column(const Bags& call, int64_t row, int64_t table) {
-    int64_t at = row * call.row_stride + call.tables[table].column * call.column_stride;
-    return {static_cast<const Index*>(call.indices) + at, call.row_stride};
-}
-
-// Asks for the rows of a block, table by table.
-template <class Index>
-struct AheadInBlock {
-    const Bags& call;
-    int64_t row, rows, at = 0, table = 0;
-
-    void one() {
-        if (table == call.table_count) return;
-        const Table& from = call.tables[table];
-        prefetch(from.rows + int64_t(column<Index>(call, row, table)[at]) * from.stride, last_byte(from));
-        if (++at == rows) at = 0, table++;
-    }
-};
-
-template <class Index>
-void run_block(const Bags& call, int64_t row, int64_t rows, int64_t width, float* out) {
-    AheadInBlock<Index> ahead{call, row, rows};
+template <bool WEIGHTED, bool STREAM, class Index>
+void run_bags(const Bags& call, int64_t width) {
+    for (int64_t b = 0; b < call.batch && call.front; b++)
+        std::memcpy(call.out + b * width, call.front + b * call.front_stride, size_t(call.front_width) * 4);
+    Ahead<Index> ahead{call};
     for (int64_t i = 0; i < kAhead; i++) ahead.one();
-    if (call.front)
-        for (int64_t b = 0; b < rows; b++)
-            std::memcpy(out + b * width, call.front + (row + b) * call.front_stride, size_t(call.front_width) * 4);
-    out += call.front_width;
+    float* out = call.out + call.front_width;
+    const float* weights = call.weights;
     for (int64_t t = 0; t < call.table_count; t++) {
-        auto indices = column<Index>(call, row, t);
-        for (int64_t b = 0; b < rows; b++) {
-            Bag<Index> bag{call.tables[t], &indices[b], 1, nullptr, false};
-            pool<false>(bag, out + b * width, [&] { ahead.one(); });
+        auto indices = column<Index>(call, t);
+        auto offsets = call.offsets ? static_cast<const Index*>(call.offsets) + t * call.batch : nullptr;
+        for (int64_t b = 0; b < call.batch; b++) {
+            int64_t count = offsets ? offsets[b + 1] - offsets[b] : 1;
+            Bag<STREAM, Index> bag{call.tables[t], indices.first, count, weights, call.mean};
+            pool<WEIGHTED>(bag, out + b * width, [&] { ahead.one(); });
+            indices.first += count * indices.step;
+            if (WEIGHTED) weights += count;
         }
         out += call.tables[t].dim;
     }
-}
-
-template <class Index>
-recpress::Status run_rows(const Bags& call) {
-    int64_t width = call.front_width;
-    bool bad = false;
-    for (int64_t t = 0; t < call.table_count; t++) {
-        auto indices = column<Index>(call, 0, t);
-        for (int64_t b = 0; b < call.batch; b++) bad |= outside(call.tables[t], indices[b]);
-        width += call.tables[t].dim;
-    }
-    if (bad) return recpress::kIndex;
-    int64_t block = call.batch > kSmall ? kBlock : 1;
-    for (int64_t row = 0; row < call.batch; row += block) {
-        int64_t rows = call.batch - row < block ? call.batch - row : block;
-        run_block<Index>(call, row, rows, width, call.out + row * width);
-    }
-    return recpress::kOk;
+    if (STREAM) fence();
 }
 
 template <class Index>
 recpress::Status bags(const Bags& call) {
-    if (!call.offsets) return run_rows<Index>(call);
-    return call.weights ? run_bags<true, Index>(call) : run_bags<false, Index>(call);
+    auto status = call.offsets ? check_bags(call, static_cast<const Index*>(call.indices),
+                                            static_cast<const Index*>(call.offsets))
+                               : check_rows<Index>(call);
+    if (status) return status;
+    int64_t width = call.front_width;
+    for (int64_t t = 0; t < call.table_count; t++) width += call.tables[t].dim;
+    if (call.weights) run_bags<true, false, Index>(call, width);
+    else if (streams(call, width)) run_bags<false, true, Index>(call, width);
+    else run_bags<false, false, Index>(call, width);
+    return recpress::kOk;
 }
 
 recpress::Status bags(const Bags& call) { return call.wide ? bags<int64_t>(call) : bags<int32_t>(call); }

@@ -16,6 +16,9 @@ using Bytes = __m256i;
 
 inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+// Past the caches, to a multiple of its bytes; before another thread may read it, fence().
+inline void stream(float* p, F a) { _mm256_stream_ps(p, a.v); }
+inline void fence() { _mm_sfence(); }
 inline __m256i first_lanes(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

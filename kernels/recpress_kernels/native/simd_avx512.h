@@ -69,6 +69,7 @@ static inline void _mm512_mask_storeu_ps(float* p, uint16_t mask, __m512 a) {
     for (int i = 0; i < 16; i++)
         if (mask >> i & 1) p[i] = in[i];
 }
+static inline void _mm512_stream_ps(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
 #define _mm512_shuffle_f32x4(a, b, imm8) \
     _mm512_castsi512_ps(_mm512_shuffle_i32x4(_mm512_castps_si512(a), _mm512_castps_si512(b), imm8))
 #else
@@ -85,6 +86,9 @@ using Bytes = __m512i;
 
 inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+// Past the caches, to a multiple of its bytes; before another thread may read it, fence().
+inline void stream(float* p, F a) { _mm512_stream_ps(p, a.v); }
+inline void fence() { _mm_sfence(); }
 // The first n < W of them and zeros; no byte behind them is read.
 inline F load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(uint16_t((1u << n) - 1), p)}; }
 inline F set1(float a) { return {_mm512_set1_ps(a)}; }
@@ -159,21 +163,9 @@ inline F load_codes(const uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 
-// Eight bytes of codes of 4 bits, two in a byte, as floats. Byte i is widened to lanes 2i and 2i + 1; shifted by 28, its
-// high half begins the upper lane.
-inline F expand_nibbles(__m128i eight) {
-    __m512i bytes = _mm512_cvtepu8_epi64(eight);
-    __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28));
-    return {_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15)))};
-}
-inline F load_nibbles(const uint8_t* p) { return expand_nibbles(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
-
 // n < W codes with zeros behind them, and the first n lanes. What is masked out is not touched.
 inline F load_codes(const uint8_t* p, int64_t n) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(uint16_t((1 << n) - 1), p)))};
-}
-inline F load_nibbles(const uint8_t* p, int64_t n) {
-    return expand_nibbles(_mm_maskz_loadu_epi8(uint16_t((1 << (n + 1) / 2) - 1), p));
 }
 inline void store(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, uint16_t((1 << n) - 1), a.v); }
 inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
@@ -184,6 +176,25 @@ inline void load_scale_bias(const uint8_t* p, F* scale, F* bias) {
     *bias = {_mm512_broadcastss_ps(_mm_movehdup_ps(floats))};
 }
 #define RP_CODES_IN_LANES 1
+
+// Of codes of 4 bits a row has 16 values at most: they are made once, and looked up: half of the instructions.
+inline F nibble_values(F scale, F bias) {
+    const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return F{_mm512_cvtepi32_ps(codes)} * scale + bias;
+}
+inline F look_up(F values, __m512i low, __m512i high) {
+    const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    __m512i eight = _mm512_mask_blend_epi32(0xff00, low, high);
+    return {_mm512_permutexvar_ps(_mm512_srlv_epi32(eight, shifts), values.v)};  // takes the low 4 bits of each lane
+}
+inline F look_up_nibbles(F values, const uint8_t* p) {
+    return look_up(values, _mm512_broadcastd_epi32(_mm_loadu_si32(p)), _mm512_broadcastd_epi32(_mm_loadu_si32(p + 4)));
+}
+inline F look_up_nibbles(F values, const uint8_t* p, int64_t n) {
+    __m128i eight = _mm_maskz_loadu_epi8(uint16_t((1 << (n + 1) / 2) - 1), p);
+    return look_up(values, _mm512_broadcastd_epi32(eight), _mm512_broadcastd_epi32(_mm_srli_si128(eight, 4)));
+}
+#define RP_NIBBLES_LOOKED_UP 1
 
 // Whole numbers 0 to 255 as bytes.
 inline void store_bytes(uint8_t* p, I a) {

@@ -21,6 +21,9 @@ struct Bytes { Char16 v; };  // 4 columns of 4 k
 
 inline F load(const float* p) { F a; std::memcpy(&a.v, p, 16); return a; }
 inline void store(float* p, F a) { std::memcpy(p, &a.v, 16); }
+// Past the caches where an instruction set can: here it cannot.
+inline void stream(float* p, F a) { store(p, a); }
+inline void fence() {}
 // The first n < W of them and zeros; no byte behind them is read.
 inline F load(const float* p, int64_t n) {
     F a = {Float4{}};
