@@ -53,7 +53,7 @@ class Control:
         Raises:
             ServerError: a version does not load, or the server cannot be reached or refuses the key.
         """
-        self._post(f"v2/repository/models/{model}/load", timeout_s)
+        self._call(f"v2/repository/models/{model}/load", timeout_s)
 
     def unload(self, model: str, *, timeout_s: float = 120.0) -> None:
         """Let the server forget ``model``.
@@ -61,7 +61,7 @@ class Control:
         Raises:
             ServerError: the server cannot be reached or refuses the key.
         """
-        self._post(f"v2/repository/models/{model}/unload", timeout_s)
+        self._call(f"v2/repository/models/{model}/unload", timeout_s)
 
     def versions(self, *, timeout_s: float = 10.0) -> list[Version]:
         """All versions of all models that the server knows of.
@@ -69,13 +69,23 @@ class Control:
         Raises:
             ServerError: the server cannot be reached or refuses the key.
         """
-        listed = json.loads(self._post("v2/repository/index", timeout_s))
+        listed = json.loads(self._call("v2/repository/index", timeout_s))
         known = (entry for entry in listed if str(entry.get("version", "")).isdecimal())
         return [Version(e["name"], int(e["version"]), e.get("state", "UNAVAILABLE")) for e in known]
 
-    def _post(self, path: str, timeout_s: float) -> bytes:
+    def executions(self, model: str, version: int, *, timeout_s: float = 10.0) -> int:
+        """How many batches a version has executed since it was loaded.
+
+        Raises:
+            ServerError: the server cannot be reached, or does not serve the version.
+        """
+        answer = json.loads(self._call(f"v2/models/{model}/versions/{version}/stats", timeout_s, "GET"))
+        return sum(int(stats["execution_count"]) for stats in answer["model_stats"])
+
+    def _call(self, path: str, timeout_s: float, method: str = "POST") -> bytes:
+        data = b"" if method == "POST" else None
         request = urllib.request.Request(
-            f"http://{self.address}/{path}", data=b"", headers={KEY_HEADER: self.key}, method="POST"
+            f"http://{self.address}/{path}", data=data, headers={KEY_HEADER: self.key}, method=method
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:

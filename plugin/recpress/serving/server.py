@@ -23,8 +23,8 @@ from pathlib import Path
 
 from recpress.errors import RepositoryError, ServerError
 from recpress.serving.bundle import environment, find_bundle, lay_out_backends
+from recpress.serving.config import CONFIG
 from recpress.serving.control import FOLDER_PREFIX, KEY_HEADER, Control, Running, write_record
-from recpress.serving.repository import CONFIG
 
 STOP_TIMEOUT_S = 30.0
 _GROUP_TIMEOUT_S = 2.0
@@ -173,6 +173,16 @@ class Server:
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {self.ready_timeout_s:.0f} s: {self._why()}")
             time.sleep(0.05)
+
+    def restart(self) -> None:
+        """Stop what is left of the server and start it again on the same ports, with the same key.
+
+        Raises:
+            ServerError: as :meth:`start`.
+        """
+        self._wanted = self.ports
+        self.stop()
+        self.start()
 
     def wait(self) -> int:
         """Wait until the server ends by itself; its exit code."""
