@@ -27,6 +27,8 @@ from recpress.serving.config import CONFIG
 from recpress.serving.control import FOLDER_PREFIX, KEY_HEADER, Control, Running, write_record
 
 STOP_TIMEOUT_S = 30.0
+RESTART_TIMEOUT_S = 5.0
+"""For a server that does not work: one whose stub hangs would wait the whole time for it."""
 _GROUP_TIMEOUT_S = 2.0
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "recpress"
@@ -181,7 +183,7 @@ class Server:
             ServerError: as :meth:`start`.
         """
         self._wanted = self.ports
-        self.stop()
+        self.stop(RESTART_TIMEOUT_S)
         self.start()
 
     def wait(self) -> int:
@@ -208,12 +210,15 @@ class Server:
         busy = [line for line in errors if _BUSY.search(line)]
         return "\n".join((busy or errors or text.splitlines())[-5:]) or "it said nothing"
 
-    def stop(self) -> None:
-        """Stop the server and remove what it leaves: processes, shared memory, temporary files. Safe to repeat."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop the server and remove what it leaves: processes, shared memory, temporary files. Safe to repeat.
+
+        Requests under way are answered, but after ``timeout_s`` seconds the server is killed.
+        """
         process, self.process = self.process, None
         try:
             if process is not None:
-                _terminate(process)
+                _terminate(process, timeout_s)
         finally:
             for path in _SHARED_MEMORY.glob(self._prefix + "*"):
                 path.unlink(missing_ok=True)
@@ -297,12 +302,12 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _terminate(process: subprocess.Popen) -> None:
+def _terminate(process: subprocess.Popen, timeout_s: float) -> None:
     """SIGTERM, then SIGKILL to the whole group when it does not end in time or a second interrupt comes."""
     try:
         if process.poll() is None:
             process.terminate()
-            process.wait(STOP_TIMEOUT_S)
+            process.wait(timeout_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small import small_inputs, small_model
 from typer.testing import CliRunner
 
 import recpress
@@ -26,19 +25,6 @@ from recpress.serving.server import Server
 from recpress.serving.versions import deploy, rollback
 
 NAMES = ("dense", "sparse")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """A second artifact: other weights, so that its scores tell which version answered."""
-    torch.manual_seed(1)
-    model = small_model()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("other") / "artifact"
-    compressed = recpress.compress(model, "int8")
-    recpress.export(compressed, folder, example_inputs=small_inputs(32), input_names=NAMES, output_names=("logit",))
-    return folder
 
 
 @pytest.fixture
