@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.processes import processes_of, wait_for
 from support.small import small_inputs
 
 import recpress
@@ -27,19 +28,6 @@ from recpress.serving.probe import replay_golden
 from recpress.serving.server import ANY_PORTS, Ports, Server
 
 pytestmark = pytest.mark.server
-
-
-def processes_of(folder):
-    """Command lines of other running processes that name ``folder``."""
-    found = []
-    for path in set(Path("/proc").glob("[0-9]*/cmdline")) - {Path(f"/proc/{os.getpid()}/cmdline")}:
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
 
 
 def shared_memory():
@@ -272,13 +260,6 @@ def start_serving(repository, log):
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
         return subprocess.Popen([*command, *ports], stdout=output, stderr=subprocess.STDOUT)
-
-
-def wait_for(process, log, text, seconds=60):
-    deadline = time.monotonic() + seconds
-    while text not in log.read_text(errors="replace"):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

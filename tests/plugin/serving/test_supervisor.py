@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processes import processes_of, wait_for
 
 import recpress
 from recpress.artifact.load import read_golden
@@ -15,6 +18,7 @@ from recpress.artifact.manifest import read_manifest
 from recpress.errors import ServerError
 from recpress.serving import supervisor as module
 from recpress.serving.client import Client
+from recpress.serving.control import find_server
 from recpress.serving.server import Server
 from recpress.serving.supervisor import Limits, Supervisor
 
@@ -184,6 +188,25 @@ def test_a_crash_loop_ends_with_an_error(artifact, tmp_path, monkeypatch):
         assert "it was started again 2 times within 120 s" in str(watched.error)
         assert [text for _, text in watched.reports if "starting it again (2 of 2)" in text]
     assert not list(Path("/dev/shm").glob(watched.server._prefix + "*"))
+
+
+def test_the_command_supervises(artifact, tmp_path):
+    recpress.package(artifact, tmp_path / "repo", name="small")
+    log, ports = tmp_path / "log", ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "recpress.cli", "serve", str(tmp_path / "repo"), "--supervise", *ports]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(process, log, "ready: small")
+        (server,) = [pid for pid, line in processes_of(tmp_path).items() if "bin/tritonserver" in line]
+        os.kill(server, signal.SIGKILL)
+        wait_for(process, log, "supervisor: serving again after")
+        control = find_server(tmp_path / "repo")
+        assert [v.state for v in control.versions()] == ["READY"]
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert not processes_of(tmp_path) and not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
 
 
 def test_a_stub_is_counted_by_model_and_version(server):
