@@ -116,9 +116,9 @@ class Server:
         """
         models = models_of(self.repository)
         bundle = find_bundle()
-        sweep_shared_memory()
+        sweep()
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
             self.log = self._folder / "server.log" if self._asked_log == "" else self._asked_log
             lay_out_backends(bundle, self._folder / "backends")
             self._launch(bundle.binary, models, environment(bundle))
@@ -266,12 +266,16 @@ def http_ready(address: str, timeout_s: float = 1.0) -> bool:
         return False
 
 
-def sweep_shared_memory() -> None:
-    """Remove shared-memory files of servers whose parent process is gone."""
-    for path in _SHARED_MEMORY.glob(f"{_PREFIX}_*"):
-        owner = path.name.split("_")[1]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            path.unlink(missing_ok=True)
+def sweep() -> None:
+    """Remove shared memory and temporary folders of servers whose parent process is gone; no others'."""
+    left = [(path, path.name.split("_")[1]) for path in _SHARED_MEMORY.glob(f"{_PREFIX}_*")]
+    folders = Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*")
+    left += [(path, path.name.removeprefix(FOLDER_PREFIX).split("-")[0]) for path in folders]
+    for path, owner in left:
+        if not owner.isdecimal() or Path(f"/proc/{owner}").exists():
+            continue
+        with contextlib.suppress(OSError):  # another user's, or swept by another server that starts
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _reachable(host: str) -> str:

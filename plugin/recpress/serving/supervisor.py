@@ -155,7 +155,7 @@ class Supervisor:
                 self._starts.popleft()
             if len(self._starts) >= self.limits.restarts:
                 raise ServerError(
-                    f"{why}; it was started again {self.limits.restarts} times within {self.limits.window_s:.0f} s, so "
+                    f"{why}; starts within {self.limits.window_s:.0f} s: {len(self._starts)}, which is the limit, so "
                     "something is wrong with the models or the machine; the log above says what"
                 )
             self._starts.append(now)

@@ -15,7 +15,7 @@ from recpress.serving.server import Server
 pytestmark = pytest.mark.server
 
 MB = 1e6
-ROWS, TABLES, DIM = 200_000, 8, 64
+ROWS, TABLES, DIM = 140_000, 8, 64
 LOADER = "import torch, torch.export.pt2_archive, torch.export._trace"
 """What torch imports to read an exported graph: 100 MB of its own modules in every process."""
 
@@ -53,7 +53,7 @@ def test_a_second_instance_shares_the_tables(tmp_path):
     compressed = recpress.compress(Tables(), "int8")
     recpress.export(compressed, tmp_path / "a", example_inputs=(ids,), input_names=("ids",))
     artifact = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
-    assert artifact > 100 * MB
+    assert artifact > 75 * MB
     program = f"{LOADER}; print(open('/proc/self/smaps_rollup').read())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     torch_alone = memory(done.stdout)

@@ -1,11 +1,10 @@
 """The real server on loopback: scores, bad input, refusals, and what is left behind."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -288,7 +287,7 @@ def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path):
     while processes_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_of(tmp_path)
-    module.sweep_shared_memory()
-    assert not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
-    for folder in Path(os.environ.get("TMPDIR", "/tmp")).glob("recpress-server-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    left = list(Path(tempfile.gettempdir()).glob(f"recpress-server-{process.pid}-*"))
+    assert left
+    module.sweep()
+    assert not left[0].exists() and not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
