@@ -15,7 +15,7 @@ from recpress.serving.server import Server
 pytestmark = pytest.mark.server
 
 MB = 1e6
-ROWS, TABLES, DIM = 140_000, 8, 64
+ROWS, TABLES, DIM = 560_000, 2, 64
 LOADER = "import torch, torch.export.pt2_archive, torch.export._trace"
 """What torch imports to read an exported graph: 100 MB of its own modules in every process."""
 
