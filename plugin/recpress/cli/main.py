@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from recpress.errors import RecpressError, ServerError
+from recpress.cli import serving
+from recpress.errors import RecpressError
 
 app = typer.Typer(
     help="Compress PyTorch recommenders and serve them from NVIDIA Triton Inference Server.",
@@ -87,12 +88,12 @@ def package(
     folder: Annotated[Path, typer.Argument(help="The artifact's folder.")],
     repository: Annotated[Path, typer.Argument(help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name in the repository.")],
-    max_batch_size: Annotated[int, typer.Option(help="Rows of the largest batch.")] = 1024,
-    instances: Annotated[int, typer.Option(help="Processes that serve the model.")] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of each instance.")] = 1,
-    queue_delay_us: Annotated[int, typer.Option(help="Microseconds a request may wait for others.")] = 0,
+    max_batch_size: Annotated[int | None, typer.Option(help="Rows of the largest batch; 1024.")] = None,
+    instances: Annotated[int | None, typer.Option(help="Processes that serve the model; 1.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each instance; 1.")] = None,
+    queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds a request may wait for others; 0.")] = None,
 ) -> None:
-    """Add an artifact to a model repository, as the next version of a model."""
+    """Add an artifact to a model repository, as the next version of a model; options stay as they were by default."""
     from recpress.serving.repository import package as add
 
     version = add(
@@ -107,29 +108,8 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-@app.command()
-def serve(
-    repository: Annotated[Path, typer.Argument(help="The model repository.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8002,
-    ready_timeout: Annotated[float, typer.Option(help="Seconds that the models may take to load.")] = 60.0,
-) -> None:
-    """Serve a model repository in the foreground; Ctrl-C stops it. The server logs to standard error."""
-    from recpress.serving.server import Ports, Server
-
-    ports = Ports(http_port, grpc_port, metrics_port)
-    with Server(repository, host=host, ports=ports, log=None, ready_timeout_s=ready_timeout) as server:
-        names = ", ".join(sorted(path.parent.name for path in repository.glob("*/config.pbtxt")))
-        urls = ", ".join(f"{kind} {server.url(kind)}" for kind in ("http", "grpc", "metrics"))
-        typer.echo(f"ready: {names} ({urls}); Ctrl-C stops the server")
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            typer.echo("stopping")
-            return
-    raise ServerError(f"the server ended by itself with exit code {code}; its log above says why")
+for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+    app.command()(verb)
 
 
 class Benchmark(str, Enum):

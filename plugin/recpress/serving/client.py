@@ -1,6 +1,7 @@
 """Score rows on a running server, over gRPC or HTTP, with tritonclient."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,9 +25,12 @@ class Client:
         url: ``host:port`` of the server's gRPC or HTTP endpoint.
         protocol: ``"grpc"`` or ``"http"``.
         timeout_s: how long one request may take.
+        tls_ca: a PEM file of who signed the server's certificate, for gRPC over TLS; None speaks plain.
     """
 
-    def __init__(self, url: str, *, protocol: Protocol = "grpc", timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, protocol: Protocol = "grpc", timeout_s: float = 10.0, tls_ca: str | Path | None = None
+    ) -> None:
         self.url, self.protocol, self.timeout_s = url, protocol, timeout_s
         try:
             if protocol == "grpc":
@@ -38,7 +42,10 @@ class Client:
                 f"the client needs tritonclient ({error}); install it with: pip install 'recpress[serve]'"
             ) from None
         self._module = module
-        options = {} if protocol == "grpc" else {"connection_timeout": timeout_s, "network_timeout": timeout_s}
+        if protocol == "grpc":
+            options = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
+        else:
+            options = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
         self._client = module.InferenceServerClient(url, **options)
 
     def __enter__(self) -> "Client":
@@ -90,16 +97,10 @@ class Client:
                 raise ServerError(
                     f"the server at {self.url} ({self.protocol}) does not answer: {error.message()}"
                 ) from None
-            served = f"; served are: {self._models()}" if "unknown model" in error.message() else ""
             raise RequestError(
-                f"the server at {self.url} refuses the request to {model!r}: {error.message()}{served}"
+                f"the server at {self.url} refuses the request to {model!r}: {error.message()}"
             ) from None
         except OSError as error:
             raise ServerError(
                 f"the server at {self.url} ({self.protocol}) cannot be reached ({error}); start it with: recpress serve"
             ) from None
-
-    def _models(self) -> str:
-        index = self._client.get_model_repository_index()
-        names = [m.name for m in index.models] if self.protocol == "grpc" else [m["name"] for m in index]
-        return ", ".join(sorted(names)) or "none"

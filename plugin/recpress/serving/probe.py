@@ -1,5 +1,7 @@
 """Prove a running server: send it an artifact's golden rows and compare its scores with the stored ones."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -7,11 +9,64 @@ import torch
 from recpress.artifact import golden
 from recpress.artifact.load import read_golden
 from recpress.artifact.manifest import read_manifest
-from recpress.errors import ProbeError
+from recpress.errors import ProbeError, RecpressError, RepositoryError
 from recpress.serving.client import Client
+from recpress.serving.config import CONFIG, options_of, read_config, served_versions
 
 
-def replay_golden(client: Client, model: str, artifact: str | Path, *, batch: int = golden.ROWS) -> golden.Verdict:
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found of one version of a model; ``problem`` is None where it scores as stored."""
+
+    model: str
+    version: int
+    problem: str | None
+
+
+def probe_models(client: Client, repository: str | Path, models: Sequence[str] | None = None) -> list[Probed]:
+    """Replay the golden rows of every version that ``repository`` has the server serve.
+
+    Args:
+        client: a connection to the server.
+        repository: the folder of models that it serves.
+        models: names of the models to ask; all by default.
+
+    Raises:
+        RepositoryError: the repository holds no such model, or none at all.
+    """
+    names = models or sorted(path.parent.name for path in Path(repository).glob(f"[!.]*/{CONFIG}"))
+    absent = [name for name in names if not (Path(repository) / name / CONFIG).is_file()]
+    if absent or not names:
+        raise RepositoryError(f"{repository} holds no model {', '.join(absent)}".rstrip() + f" (no */{CONFIG})")
+    return [
+        _probed(client, Path(repository) / name, v) for name in names for v in served_versions(Path(repository) / name)
+    ]
+
+
+def _probed(client: Client, model: Path, version: int) -> Probed:
+    try:
+        prove(client, model / str(version))
+    except RecpressError as error:
+        return Probed(model.name, version, str(error))
+    return Probed(model.name, version, None)
+
+
+def prove(client: Client, version: Path, *, named: bool = True) -> golden.Verdict:
+    """Replay the golden rows of the version folder ``version``, in at least as many requests as it has instances.
+
+    With ``named=False`` as a client that names no version, and so gets the one in service.
+
+    Raises:
+        ProbeError, RequestError, ServerError: as :func:`replay_golden`.
+    """
+    options = options_of(read_config(version.parent))
+    batch = max(1, min(options["max_batch_size"], golden.ROWS // options["instances"]))
+    return replay_golden(client, version.parent.name, version, batch=batch, version=version.name if named else "")
+
+
+def replay_golden(
+    client: Client, model: str, artifact: str | Path, *, batch: int = golden.ROWS, version: str = ""
+) -> golden.Verdict:
     """Send the golden rows of ``artifact`` to ``model``, ``batch`` at a time, and compare.
 
     Raises:
@@ -24,7 +79,7 @@ def replay_golden(client: Client, model: str, artifact: str | Path, *, batch: in
     for begin in range(0, manifest.golden.rows, batch):
         part = slice(begin, begin + batch)
         sent = {s.name: inputs[s.name][part].reshape(-1, *s.wire_shape).numpy() for s in manifest.inputs}
-        answer = client.score(model, sent)
+        answer = client.score(model, sent, version=version)
         for spec in manifest.outputs:
             if answer.get(spec.name) is None:
                 raise ProbeError(

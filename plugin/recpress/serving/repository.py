@@ -4,25 +4,32 @@
 ``<repository>/<name>/<version>/`` holds the artifact's four files and no code.
 """
 
+import contextlib
+import fcntl
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from recpress.artifact.load import load
 from recpress.artifact.manifest import GOLDEN, GRAPH, MANIFEST, WEIGHTS, Manifest, check_hashes
-from recpress.errors import MissingDependencyError, RepositoryError
+from recpress.errors import RepositoryError
+from recpress.serving.config import (
+    CONFIG,
+    DEFAULTS,
+    config_text,
+    next_version,
+    options_of,
+    read_config,
+    same_but_versions,
+    serve_versions,
+    served_versions,
+)
 
-BACKEND = "recpress"
-CONFIG = "config.pbtxt"
+_STAGING = ".staging-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "bool": "TYPE_BOOL",
-}
 
 
 def package(
@@ -30,18 +37,23 @@ def package(
     repository: str | Path,
     *,
     name: str,
-    max_batch_size: int = 1024,
-    instances: int = 1,
-    threads: int = 1,
-    queue_delay_us: int = 0,
+    max_batch_size: int | None = None,
+    instances: int | None = None,
+    threads: int | None = None,
+    queue_delay_us: int | None = None,
 ) -> Path:
     """Add the artifact in ``folder`` to ``repository`` as the next version of the model ``name``.
+
+    A server that loads the model from then on serves the new version and, for rolling back at once, the one before;
+    a request that names no version gets the new one. A running server goes on as it is: see
+    :func:`recpress.serving.versions.deploy`.
 
     Args:
         folder: an artifact written by :func:`recpress.export`; its golden rows are replayed first.
         repository: made where it does not exist.
         name: letters, digits, ``_``, ``-`` and ``.``, beginning with no ``.`` or ``-``.
-        max_batch_size: rows of the largest batch that the server joins or accepts, at least 1.
+        max_batch_size: rows of the largest batch that the server joins or accepts, at least 1. This and the other
+            options are by default those of the version before; of a first version 1024, 1, 1 and 0.
         instances: how many copies of the backend serve the model; each is a process with its own threads.
         threads: torch threads of an instance. Keep instances times threads within the cores.
         queue_delay_us: how long, in microseconds, a request may wait for others to join its batch.
@@ -51,38 +63,96 @@ def package(
 
     Raises:
         ArtifactError: the artifact is not whole, or scores its golden rows otherwise.
-        RepositoryError: a value is out of range, or the repository holds a model of that name with another
-            configuration. Nothing is left behind.
+        RepositoryError: a value is out of range, the repository cannot be written, or it holds a model of that name
+            with another configuration. Nothing is left behind.
         MissingDependencyError: tritonclient is not installed.
     """
+    options = {
+        "max_batch_size": max_batch_size,
+        "instances": instances,
+        "threads": threads,
+        "queue_delay_us": queue_delay_us,
+    }
+    check_name(name)
+    check_options(options)
     folder, repository = Path(folder), Path(repository)
+    manifest = load(folder).manifest
+    with locked(repository):
+        return add(folder, manifest, repository / name, options)
+
+
+def check_name(name: str) -> None:
+    """Raises RepositoryError unless ``name`` is fit to name a model, and its folder."""
     if not _NAME.fullmatch(name):
         raise RepositoryError(f"model name {name!r}: use letters, digits, '_', '-' and '.', no '.' or '-' first")
-    limits = {"max_batch_size": (max_batch_size, 1), "instances": (instances, 1), "threads": (threads, 1)}
-    for what, (value, least) in (limits | {"queue_delay_us": (queue_delay_us, 0)}).items():
-        if not isinstance(value, int) or value < least:
+
+
+def check_options(options: dict[str, int | None]) -> None:
+    """Raises RepositoryError unless each option is None or a whole number in its range."""
+    for what, value in options.items():
+        least = 0 if what == "queue_delay_us" else 1
+        if value is not None and (not isinstance(value, int) or value < least):
             raise RepositoryError(f"{what} is {value!r}; give a whole number of at least {least}")
-    manifest = load(folder).manifest
-    config = config_text(
-        manifest,
-        name=name,
-        max_batch_size=max_batch_size,
-        instances=instances,
-        threads=threads,
-        queue_delay_us=queue_delay_us,
-    )
-    model = repository / name
+
+
+@contextlib.contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Keep other packaging out of ``repository``, which is made where it does not exist; say what cannot be written.
+
+    Raises:
+        RepositoryError: another process packages into it, or the system refuses to write.
+    """
+    new = not repository.exists()
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RepositoryError(f"{repository} cannot be used as a model repository ({error})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RepositoryError(f"another process is changing {repository}; try again when it is done") from None
+    except (OSError, shutil.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RepositoryError(
+            f"{repository} cannot be written ({reason}); what was there is unchanged: check space and permissions"
+        ) from None
+    finally:
+        os.close(descriptor)
+        if new:
+            with contextlib.suppress(OSError):
+                repository.rmdir()  # where nothing came of it
+
+
+def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | None]) -> Path:
+    """Add an artifact that is known to be good to the folder ``model``; the caller holds the lock."""
     if (model / CONFIG).is_file():
-        return _add_version(folder, manifest, model, config)
+        before = read_config(model)
+        config = _config(manifest, model.name, options, options_of(before))
+        if not same_but_versions(config, before):
+            raise RepositoryError(
+                f"{model} is served with another configuration (inputs, outputs or options differ from this "
+                "artifact's); versions of one model share it: choose another name, or remove that model first"
+            )
+        return _add_version(folder, manifest, model)
     if model.exists():
         raise RepositoryError(f"{model} exists and holds no {CONFIG}; it is no model: remove it or choose another name")
-    return _add_model(folder, manifest, model, config)
+    return _add_model(folder, manifest, model, _config(manifest, model.name, options, DEFAULTS))
+
+
+def _config(manifest: Manifest, name: str, options: dict[str, int | None], defaults: dict[str, int]) -> str:
+    given = {what: value for what, value in options.items() if value is not None}
+    return config_text(manifest, name=name, **defaults | given)
 
 
 def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Path:
-    # The server takes every folder of its repository for a model, so a new model is staged beside the repository.
-    model.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=model.parent.resolve().parent))
+    # Servers may take every folder of a repository for a model, so a new one is staged beside it, where that is the
+    # same file system.
+    repository = model.parent.resolve()
+    beside = repository.parent
+    same = beside.stat().st_dev == repository.stat().st_dev and os.access(beside, os.W_OK)
+    staging = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=beside if same else repository))
     try:
         (staging / CONFIG).write_text(config, encoding="utf-8")
         _copy_artifact(folder, manifest, staging / "1")
@@ -93,19 +163,21 @@ def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Pa
     return model / "1"
 
 
-def _add_version(folder: Path, manifest: Manifest, model: Path, config: str) -> Path:
-    if (model / CONFIG).read_text(encoding="utf-8") != config:
-        raise RepositoryError(
-            f"{model} is served with another configuration (inputs, outputs or options differ from this artifact's); "
-            "versions of one model share it: choose another name, or remove that model first"
-        )
-    versions = [int(path.name) for path in model.iterdir() if path.name.isdecimal()]
-    version = model / str(max(versions, default=0) + 1)
+def _add_version(folder: Path, manifest: Manifest, model: Path) -> Path:
+    for left in model.glob(_STAGING + "*"):  # by a process that was killed: the lock says that none is at work
+        shutil.rmtree(left, ignore_errors=True)
+    served = served_versions(model)
+    version = model / str(next_version(model))
     # A folder whose name is no number is no version to the server.
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=model))
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=model))
     try:
         _copy_artifact(folder, manifest, staging / "new")
         (staging / "new").rename(version)
+        try:
+            serve_versions(model, [*served[-1:], int(version.name)])
+        except BaseException:
+            shutil.rmtree(version, ignore_errors=True)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return version
@@ -117,33 +189,3 @@ def _copy_artifact(folder: Path, manifest: Manifest, version: Path) -> None:
         shutil.copy(folder / name, version / name)
         (version / name).chmod(0o644)
     check_hashes(version, manifest)
-
-
-def config_text(
-    manifest: Manifest, *, name: str, max_batch_size: int, instances: int, threads: int, queue_delay_us: int
-) -> str:
-    """The whole ``config.pbtxt`` of a model, built as a ModelConfig message and parsed back.
-
-    Raises:
-        MissingDependencyError: tritonclient is not installed.
-    """
-    try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"packaging needs tritonclient ({error}); install it with: pip install 'recpress[serve]'"
-        ) from None
-    config = model_config_pb2.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
-    for spec in manifest.inputs:
-        config.input.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
-    for spec in manifest.outputs:
-        config.output.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
-    config.version_policy.latest.num_versions = 1
-    config.dynamic_batching.max_queue_delay_microseconds = queue_delay_us
-    config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    config.parameters["threads"].string_value = str(threads)
-    text = text_format.MessageToString(config)
-    if text_format.Parse(text, model_config_pb2.ModelConfig()) != config:
-        raise RepositoryError(f"the configuration of {name!r} does not survive being written:\n{text}")
-    return text

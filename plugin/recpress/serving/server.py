@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -22,9 +23,13 @@ from pathlib import Path
 
 from recpress.errors import RepositoryError, ServerError
 from recpress.serving.bundle import environment, find_bundle, lay_out_backends
-from recpress.serving.repository import CONFIG
+from recpress.serving.config import CONFIG
+from recpress.serving.control import FOLDER_PREFIX, KEY_HEADER, Control, Running, write_record
 
 STOP_TIMEOUT_S = 30.0
+RESTART_TIMEOUT_S = 5.0
+"""For a server that does not work: one whose stub hangs would wait the whole time for it."""
+_GROUP_TIMEOUT_S = 2.0
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "recpress"
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +46,20 @@ class Ports:
 
 
 ANY_PORTS = Ports(0, 0, 0)
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+"""What of the server's own endpoints needs the key."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files for gRPC over TLS: the server's certificate and key, and who signs those of clients, if they need one.
+
+    This server speaks TLS over gRPC alone.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
 
 
 class Server:
@@ -50,6 +69,10 @@ class Server:
         repository: a folder of models, each with its ``config.pbtxt``.
         host: the address to listen on; loopback unless told otherwise.
         ports: where; a 0 takes a free port, and :attr:`ports` then says which.
+        key: what a client must send to control models, use shared memory or change traces and logs: 16 characters
+            or more; by default a random one, which :attr:`control` holds. The server takes it on its command line,
+            where other users of the machine can read it.
+        tls: gRPC over TLS; HTTP, which has none in this server, then listens on loopback whatever the host.
         log: file for the server's own output; a temporary one by default, shown when the start fails. None
             leaves it on this process's standard error.
         ready_timeout_s: how long all models may take to load.
@@ -61,11 +84,15 @@ class Server:
         *,
         host: str = "127.0.0.1",
         ports: Ports = ANY_PORTS,
+        key: str | None = None,
+        tls: Tls | None = None,
         log: Path | str | None = "",
         ready_timeout_s: float = 60.0,
     ) -> None:
         self.repository = Path(repository)
         self.host, self.ports = host, ports
+        self.http_host = host if tls is None else "127.0.0.1"
+        self.key, self.tls = key or secrets.token_urlsafe(24), tls
         self.ready_timeout_s = ready_timeout_s
         self.process: subprocess.Popen | None = None
         self._asked_log, self._wanted = log, ports
@@ -87,20 +114,22 @@ class Server:
             MissingDependencyError: the server or a part of it is not installed.
             ServerError: a port is busy, a model does not load, or the time is up. Nothing is left running.
         """
-        check_repository(self.repository)
+        models = models_of(self.repository)
         bundle = find_bundle()
-        sweep_shared_memory()
+        sweep()
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="recpress-server-"))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
             self.log = self._folder / "server.log" if self._asked_log == "" else self._asked_log
             lay_out_backends(bundle, self._folder / "backends")
-            self._launch(bundle.binary, environment(bundle))
+            self._launch(bundle.binary, models, environment(bundle))
             self._wait_until_ready()
+            repository = str(self.repository.resolve())
+            write_record(self._folder, Running(os.getpid(), repository, self.control.address, self.key))
         except BaseException:
             self.stop()
             raise
 
-    def _launch(self, binary: Path, env: dict[str, str]) -> None:
+    def _launch(self, binary: Path, models: list[str], env: dict[str, str]) -> None:
         self.ports = _reserve(self.host, self._wanted)
         http, grpc, metrics = astuple(self.ports)
         command = [
@@ -110,7 +139,14 @@ class Server:
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             # Completion would start every model twice; config.pbtxt is whole.
             "--disable-auto-complete-config",
-            f"--http-address={self.host}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            # Else one version that does not load makes a server that serves all others say that it is not ready.
+            "--strict-readiness=false",
+            f"--http-restricted-api={RESTRICTED}:{KEY_HEADER}={self.key}",
+            f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={self.key}",
+            *_tls_flags(self.tls),
+            f"--http-address={self.http_host}",
             f"--http-port={http}",
             f"--grpc-address={self.host}",
             f"--grpc-port={grpc}",
@@ -140,13 +176,28 @@ class Server:
                 raise ServerError(f"the server was not ready after {self.ready_timeout_s:.0f} s: {self._why()}")
             time.sleep(0.05)
 
+    def restart(self) -> None:
+        """Stop what is left of the server and start it again on the same ports, with the same key.
+
+        Raises:
+            ServerError: as :meth:`start`.
+        """
+        self._wanted = self.ports
+        self.stop(RESTART_TIMEOUT_S)
+        self.start()
+
     def wait(self) -> int:
         """Wait until the server ends by itself; its exit code."""
         return self.process.wait()
 
     def is_ready(self) -> bool:
-        """Whether the server says that it and all its models are ready."""
-        return http_ready(f"{_reachable(self.host)}:{self.ports.http}")
+        """Whether the server says that it is up, which it is not before all its models are loaded."""
+        return http_ready(self.url("http"))
+
+    @property
+    def control(self) -> Control:
+        """To load models and list versions."""
+        return Control(self.url("http"), self.key)
 
     def _why(self) -> str:
         if self.log is None:
@@ -159,12 +210,15 @@ class Server:
         busy = [line for line in errors if _BUSY.search(line)]
         return "\n".join((busy or errors or text.splitlines())[-5:]) or "it said nothing"
 
-    def stop(self) -> None:
-        """Stop the server and remove what it leaves: processes, shared memory, temporary files. Safe to repeat."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop the server and remove what it leaves: processes, shared memory, temporary files. Safe to repeat.
+
+        Requests under way are answered, but after ``timeout_s`` seconds the server is killed.
+        """
         process, self.process = self.process, None
         try:
             if process is not None:
-                _terminate(process)
+                _terminate(process, timeout_s)
         finally:
             for path in _SHARED_MEMORY.glob(self._prefix + "*"):
                 path.unlink(missing_ok=True)
@@ -173,16 +227,34 @@ class Server:
 
     def url(self, protocol: str = "http") -> str:
         """``host:port`` for a client of ``"http"``, ``"grpc"`` or ``"metrics"``."""
-        return f"{_reachable(self.host)}:{getattr(self.ports, protocol)}"
+        host = self.http_host if protocol == "http" else self.host
+        return f"{_reachable(host)}:{getattr(self.ports, protocol)}"
 
 
-def check_repository(repository: Path) -> None:
-    """Raises RepositoryError unless ``repository`` holds at least one model."""
+def models_of(repository: Path) -> list[str]:
+    """The names of the models in ``repository``, at least one.
+
+    Raises:
+        RepositoryError: it is not there, or holds none.
+    """
     if not repository.is_dir():
         raise RepositoryError(f"no model repository at {repository}; make one with: recpress package")
-    models = [path for path in repository.iterdir() if (path / CONFIG).is_file()]
+    paths = [path for path in repository.iterdir() if not path.name.startswith(".")]
+    models = sorted(path.name for path in paths if (path / CONFIG).is_file())
     if not models:
         raise RepositoryError(f"{repository} holds no model (no */{CONFIG}); add one with: recpress package")
+    return models
+
+
+def _tls_flags(tls: Tls | None) -> list[str]:
+    if tls is None:
+        return []
+    for path in (tls.certificate, tls.key, tls.client_ca):
+        if path is not None and not path.is_file():
+            raise ServerError(f"no file {path} for TLS; give PEM files of the certificate and of its key")
+    mutual = [] if tls.client_ca is None else ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={tls.client_ca}"]
+    pair = [f"--grpc-server-cert={tls.certificate}", f"--grpc-server-key={tls.key}"]
+    return ["--grpc-use-ssl=true", *pair, *mutual]
 
 
 def http_ready(address: str, timeout_s: float = 1.0) -> bool:
@@ -194,12 +266,16 @@ def http_ready(address: str, timeout_s: float = 1.0) -> bool:
         return False
 
 
-def sweep_shared_memory() -> None:
-    """Remove shared-memory files of servers whose parent process is gone."""
-    for path in _SHARED_MEMORY.glob(f"{_PREFIX}_*"):
-        owner = path.name.split("_")[1]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            path.unlink(missing_ok=True)
+def sweep() -> None:
+    """Remove shared memory and temporary folders of servers whose parent process is gone; no others'."""
+    left = [(path, path.name.split("_")[1]) for path in _SHARED_MEMORY.glob(f"{_PREFIX}_*")]
+    folders = Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*")
+    left += [(path, path.name.removeprefix(FOLDER_PREFIX).split("-")[0]) for path in folders]
+    for path, owner in left:
+        if not owner.isdecimal() or Path(f"/proc/{owner}").exists():
+            continue
+        with contextlib.suppress(OSError):  # another user's, or swept by another server that starts
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _reachable(host: str) -> str:
@@ -230,15 +306,25 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _terminate(process: subprocess.Popen) -> None:
+def _terminate(process: subprocess.Popen, timeout_s: float) -> None:
     """SIGTERM, then SIGKILL to the whole group when it does not end in time or a second interrupt comes."""
     try:
         if process.poll() is None:
             process.terminate()
-            process.wait(STOP_TIMEOUT_S)
+            process.wait(timeout_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        _wait_for_group(process.pid)
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait until the stubs, which are not this process's children, are gone; they were killed, so for a moment."""
+    deadline = time.monotonic() + _GROUP_TIMEOUT_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.005)

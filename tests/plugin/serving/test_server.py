@@ -1,11 +1,10 @@
 """The real server on loopback: scores, bad input, refusals, and what is left behind."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.processes import processes_of, wait_for
 from support.small import small_inputs
 
 import recpress
@@ -29,34 +29,8 @@ from recpress.serving.server import ANY_PORTS, Ports, Server
 pytestmark = pytest.mark.server
 
 
-def processes_of(folder):
-    """Command lines of other running processes that name ``folder``."""
-    found = []
-    for path in set(Path("/proc").glob("[0-9]*/cmdline")) - {Path(f"/proc/{os.getpid()}/cmdline")}:
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
-
-
 def shared_memory():
     return sorted(Path("/dev/shm").glob("recpress_*"))
-
-
-@pytest.fixture(scope="module")
-def repository(artifact, tmp_path_factory):
-    path = tmp_path_factory.mktemp("served") / "repo"
-    recpress.package(artifact, path, name="small", max_batch_size=256, queue_delay_us=20_000)
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(repository):
-    with Server(repository) as running:
-        yield running
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -86,37 +60,16 @@ def test_scores_are_the_local_ones(client, artifact, rows):
     assert np.abs(got[:, 0] - want).max() <= local.manifest.golden.outlier_atol
 
 
-BAD = {
-    "nan": (
-        lambda x: x["dense"].__setitem__((1, 2), np.nan),
-        "input 'dense', row 1, column 2 is nan; it must be finite",
-    ),
-    "inf": (lambda x: x["dense"].__setitem__((0, 0), -np.inf), "input 'dense', row 0, column 0 is -inf"),
-    "past the table": (lambda x: x["sparse"].__setitem__((2, 1), 7), "row 2, column 1 is 7; allowed are 0 to 6"),
-    "negative": (lambda x: x["sparse"].__setitem__((0, 3), -1), "row 0, column 3 is -1; allowed are 0 to 299"),
-    "huge": (lambda x: x["sparse"].__setitem__((0, 0), 2**62), "allowed are 0 to 39"),
-    "narrow": (lambda x: x.update(sparse=x["sparse"][:, :3].copy()), r"Expected \[-1,4\], got \[3,3\]"),
-    "another dtype": (lambda x: x.update(sparse=x["sparse"].astype(np.int32)), "INT32"),
-    "no rows": (lambda x: x.update({k: v[:0] for k, v in x.items()}), "byte size|batch"),
-    "missing": (lambda x: x.pop("dense"), "dense"),
-    "unknown": (lambda x: x.update(extra=x["dense"]), "extra"),
-    "unequal batches": (lambda x: x.update(dense=x["dense"][:2].copy()), "batch"),
-    "too many rows": (lambda x: x.update(wire(257)), "256"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_refused_by_name(client, kind):
-    change, message = BAD[kind]
-    inputs = wire(3)
-    change(inputs)
-    with pytest.raises(RequestError, match=message) as refused:
+@pytest.mark.parametrize("rows, message", [(3, "row 2, column 1 is 7; allowed are 0 to 6"), (257, "256")])
+def test_a_refusal_reaches_the_caller(client, rows, message):
+    inputs = wire(rows)
+    inputs["sparse"][2, 1] = 7
+    with pytest.raises(RequestError, match=message):
         client.score("small", inputs)
-    assert "Traceback" not in str(refused.value) and "site-packages" not in str(refused.value)
 
 
 def test_unknown_model_and_version(client):
-    with pytest.raises(RequestError, match="'absent' is not found; served are: small"):
+    with pytest.raises(RequestError, match="'absent' is not found"):
         client.score("absent", wire(1))
     with pytest.raises(RequestError, match="version"):
         client.score("small", wire(1), version="9")
@@ -308,13 +261,6 @@ def start_serving(repository, log):
         return subprocess.Popen([*command, *ports], stdout=output, stderr=subprocess.STDOUT)
 
 
-def wait_for(process, log, text, seconds=60):
-    deadline = time.monotonic() + seconds
-    while text not in log.read_text(errors="replace"):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["loading", "ready"])
 def test_serve_in_the_foreground_stops_on_a_signal(artifact, tmp_path, number, when):
@@ -341,7 +287,7 @@ def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path):
     while processes_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_of(tmp_path)
-    module.sweep_shared_memory()
-    assert not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
-    for folder in Path(os.environ.get("TMPDIR", "/tmp")).glob("recpress-server-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    left = list(Path(tempfile.gettempdir()).glob(f"recpress-server-{process.pid}-*"))
+    assert left
+    module.sweep()
+    assert not left[0].exists() and not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))

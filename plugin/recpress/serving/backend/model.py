@@ -77,8 +77,12 @@ class TritonPythonModel:
         tensors = []
         for spec, output in zip(self.manifest.outputs, outputs, strict=True):
             if output.is_floating_point() and not torch.isfinite(output).all():
-                text = f"output {spec.name!r} is not finite for finite inputs; the model overflows on them"
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+                flat = output.reshape(output.shape[0], -1)
+                row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
+                return _refusal(
+                    f"output {spec.name!r}, row {row} is {flat[row, column].item()}: the model overflows on that row's "
+                    "inputs, which are finite; give values like those it was trained on"
+                )
             sent = output.reshape(output.shape[0], *spec.wire_shape).contiguous()
             tensors.append(pb_utils.Tensor.from_dlpack(spec.name, sent))
         return pb_utils.InferenceResponse(output_tensors=tensors)
