@@ -1,6 +1,7 @@
 """Tables as the native kernels take them, and single look-ups in many of them at once."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,19 +11,21 @@ from recpress_kernels.embedding_bag_rows import cpu
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.errors import IndexBoundsError, KernelInputError
 from recpress_kernels.formats.rows import LEVELS, TAIL_BYTES, bits_of, row_bytes
-from recpress_kernels.library import direct
+from recpress_kernels.int8_linear.op import device_problem
+from recpress_kernels.library import direct, eager
 
 _WIDE = {torch.int32: 0, torch.int64: 1}
 
 
 class RowTables:
-    """Tables of int8 or int4 rows, each with the column of its indices, described once for the native kernels.
+    """Tables of int8 or int4 rows, each with the column of its indices, described once for the kernels.
 
-    To describe and check 26 tables takes 50 us, five times the look-ups of one row. This object owns aliases of the
-    tables, so that the addresses in its description stay valid as long as it lives; copies describe their own.
+    To describe and check 26 tables takes 50 us, five times the look-ups of one row on a CPU; for a GPU the description
+    is copied to it besides, which a CUDA graph cannot capture. This object owns aliases of the tables, so that the
+    addresses in its description stay valid as long as it lives; copies describe their own.
 
     Args:
-        tables: T tensors uint8 in the form of formats/rows.py, on the CPU, at least one: ``[rows_t, dim_t + 4]`` of
+        tables: T tensors uint8 in the form of formats/rows.py, on one device, at least one: ``[rows_t, dim_t + 4]`` of
             int8 or ``[rows_t, ceil(dim_t / 2) + 4]`` of int4.
         columns: for each table the column of the indices that it is looked up by; by default t for table t.
         dims: the width of each table's rows, which tells int8 from int4; None where all are int8.
@@ -31,7 +34,7 @@ class RowTables:
         KernelInputError: a table has another dtype, shape or device, or the columns or dims do not fit.
     """
 
-    __slots__ = ("_described", "address", "columns", "dims", "needs", "tables", "width")
+    __slots__ = ("_described", "address", "columns", "dims", "needs", "on_gpu", "tables", "width")
 
     def __init__(
         self, tables: Sequence[Tensor], columns: Sequence[int] | None = None, dims: Sequence[int] | None = None
@@ -42,16 +45,17 @@ class RowTables:
                 f"RowTables: {len(tables)} tables and columns {self.columns}; give at least one table and as many "
                 "columns, from 0"
             )
-        elsewhere = [f"table {t} is on {table.device}" for t, table in enumerate(tables) if not table.is_cpu]
-        if problem := tables_problem(tables, dims) or next(iter(elsewhere), None):
+        if problem := tables_problem(tables, dims):
             raise KernelInputError(f"RowTables: {problem}")
         self.tables = tuple(table.detach() for table in tables)
         self.dims = widths(tables, dims)
         """The width of each table's rows."""
         self.width = sum(self.dims)
         self.needs = max(self.columns) + 1
-        self._described = cpu.describe(self.tables, self.dims, self.columns)
+        here = self.tables[0].device.type
+        self._described = cpu.describe(self.tables, self.dims, self.columns) if here == "cpu" else None
         self.address = None if self._described is None else self._described.buffer_info()[0]
+        self.on_gpu = _describe_on_gpu(self.tables, self.dims, self.columns) if here == "cuda" else None
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -63,6 +67,12 @@ class RowTables:
     def dims_of_op(self) -> list[int] | None:
         """``dims`` as the op takes it: None where all rows are int8, as graphs have always had it."""
         return None if self.dims == widths(self.tables, None) else self.dims
+
+
+def _describe_on_gpu(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int]):
+    from recpress_kernels.embedding_bag_rows import cuda  # on first use: triton exists on Linux alone
+
+    return cuda.describe(tables, dims, columns)
 
 
 def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str | None:
@@ -104,7 +114,7 @@ def look_up_rows(tables: RowTables, indices: Tensor, front: Tensor | None = None
 
     Raises:
         KernelInputError: an operand has another dtype, shape or device.
-        IndexBoundsError: an index outside its table.
+        IndexBoundsError: an index outside its table; on a GPU as embedding_bag_rows has it.
     """
     shape, wide = indices.shape, _WIDE.get(indices.dtype)
     plain = front is None or (direct(front) and front.dtype is torch.float32 and front.is_contiguous())
@@ -145,6 +155,8 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
     if front is not None and (front.dtype != torch.float32 or front.dim() != 2 or len(front) != len(indices)):
         given = f"{front.dtype} of shape {tuple(front.shape)}"
         raise KernelInputError(f"look_up_rows: front is {given}; give float32 [{len(indices)}, F], as indices")
+    if tables.on_gpu is not None and eager(indices) and (front is None or eager(front)):
+        return _on_gpu(tables, indices, front)
     if front is not None:
         return torch.cat([front, look_up_rows(tables, indices)], dim=1)
     if direct(indices):
@@ -152,6 +164,15 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
     flat = indices[:, list(tables.columns)].t().reshape(-1)
     offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
     return torch.ops.recpress.embedding_bag_rows(list(tables.tables), flat, offsets, "sum", None, tables.dims_of_op)
+
+
+def _on_gpu(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor:
+    from recpress_kernels.embedding_bag_rows import cuda
+
+    if problem := device_problem(tables.tables[0], indices, front):
+        raise KernelInputError(f"look_up_rows: {problem}")
+    with torch.cuda.device(indices.device):
+        return cuda.look_up_rows(tables.on_gpu, indices, front, partial(check_rows, tables, indices))
 
 
 def check_rows(tables: RowTables, indices: Tensor) -> None:
