@@ -64,7 +64,10 @@ BUDGETS = (
     Budget("int8_linear.gemm", "sm_(8.|120)", r"16x", 5.5),
     Budget("int8_linear.gemm", "sm_(8.|120)", r"(32|64)x", 3.6),
     Budget("int8_linear.gemm", "sm_90", r".*not aligned", 14.5),
-    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256", 8.5, load_widths=_TMA),
+    Budget("int8_linear.gemm", "sm_(8.|120)", r"128x128x64 .*cross$", 2.1, spills=8),
+    Budget("int8_linear.gemm", "sm_8.", r"128x128x64 .*cross fp32$", 2.1, spills=76),  # behind the loop
+    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256 warps=4", 8.5, load_widths=_TMA),
+    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256 warps=8 .*cross", 13.5, load_widths=_TMA),
     Budget("int8_linear.gemm_tma", "sm_90", r"64x", 13.5, load_widths=_TMA),
     Budget("int8_linear.fused", "sm_.*", r"1x16x256", 19.5, load_widths=_ANY),
     Budget("int8_linear.fused", "sm_.*", r"(8|16)x", 110.0),
