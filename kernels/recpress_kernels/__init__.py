@@ -12,6 +12,8 @@ Importing this package registers the ops under ``torch.ops.recpress``:
 * ``int8_sparse24_linear_fragments``, ``sparse24_linear_fragments``: 2:4 weights packed for a GPU's sparse tensor cores;
 * ``embedding_bag_rows``: pooled look-ups in tables of quantised rows; ``look_up_rows`` is its short form for one index
   a table and row, in tables described once by ``RowTables``, and ``bags_of_padded`` makes bags of padded ids;
+* ``map_ids``: ids to rows of a table: what is out of vocabulary to one row, and through a remap; ``IdMap`` holds that
+  for ``RowTables``, which do it in their own call;
 * ``dot_interaction``: the dot products of all pairs of a row's vectors, as DLRM takes them;
 * ``fm_interaction``: the second order of a factorisation machine.
 
@@ -39,11 +41,13 @@ if find_spec("torch") is not None:
     from recpress_kernels.int8_mlp.op import int8_mlp, int8_mlp_packed
     from recpress_kernels.int8_sparse24_linear.fragments import int8_sparse24_linear_fragments
     from recpress_kernels.int8_sparse24_linear.op import int8_sparse24_linear
+    from recpress_kernels.map_ids.op import IdMap, map_ids
     from recpress_kernels.sparse24_linear.fragments import sparse24_linear_fragments
     from recpress_kernels.sparse24_linear.op import sparse24_linear
     from recpress_kernels.weight_only_linear.op import weight_only_linear
 
 __all__ = [
+    "IdMap",
     "IndexBoundsError",
     "KernelInputError",
     "RecpressError",
@@ -64,6 +68,7 @@ __all__ = [
     "int8_sparse24_linear",
     "int8_sparse24_linear_fragments",
     "look_up_rows",
+    "map_ids",
     "pack",
     "pack_stack",
     "sparse24_linear",

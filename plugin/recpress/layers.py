@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recpress_kernels import embedding_bag_rows, int8_linear, int8_sparse24_linear, weight_only_linear
 from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
-from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
+from recpress_kernels.formats.rows import bits_of, dequantize_rows, quantize_rows_int4, quantize_rows_int8
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -110,50 +110,62 @@ class WeightOnlyLinear(Int8Linear):
         return weight_only_linear(x, self.weight, self.weight_scale, self.bias)
 
 
-class Int8Embedding(nn.Module):
-    """``nn.Embedding`` on rows of int8. Buffer: ``rows`` uint8 ``[num_embeddings, dim + 4]``."""
+class _Rows(nn.Module):
+    """A table of quantised rows. Buffer: ``rows`` uint8 ``[num_embeddings, bytes of a row]`` as in formats/rows.py.
 
-    scheme = "int8 rows with float16 scale and bias"
+    The number of bytes tells int8 from int4; a row of one value takes 5 either way, and is called int8.
+    """
 
-    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, rows: Tensor, dim: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = rows.shape[0], rows.shape[1] - TAIL_BYTES
-        self.dtype = dtype
+        self.num_embeddings, self.embedding_dim, self.dtype = rows.shape[0], dim, dtype
+        self.bits = bits_of(rows.shape[1], dim)
+        self.scheme = f"int{self.bits} rows with float16 scale and bias"
         self.register_buffer("rows", rows)
 
+    def values(self, rows: slice) -> Tensor:
+        """Those rows as they are looked up, float32 ``[number, dim]``."""
+        return dequantize_rows(self.rows[rows], self.embedding_dim)
+
+    def _bags(self, indices: Tensor, offsets: Tensor, mode: str = "sum", weights: Tensor | None = None) -> Tensor:
+        # Without the last argument where all are int8: it would be a node's argument of every exported graph.
+        dims = () if self.bits == 8 else ([self.embedding_dim],)
+        return embedding_bag_rows([self.rows], indices, offsets, mode, weights, *dims)
+
+
+class RowsEmbedding(_Rows):
+    """``nn.Embedding`` on rows of int8 or int4."""
+
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding) -> "Int8Embedding":
-        """Quantise the table of ``embedding``."""
-        return cls(quantize_rows_int8(embedding.weight), embedding.weight.dtype)
+    def from_embedding(cls, embedding: nn.Embedding, scheme: str, search: str = "greedy") -> "RowsEmbedding":
+        """Quantise the table of ``embedding`` to ``scheme``, int4 rows with their range by ``search``."""
+        return cls(_quantized(embedding.weight, scheme, search), embedding.embedding_dim, embedding.weight.dtype)
 
     def forward(self, indices: Tensor) -> Tensor:
         """int32 or int64 of any shape to ``[*shape, dim]``, each look-up as a bag of one."""
         # A reshape and a view that do nothing would be nodes of every exported graph.
         flat = indices if indices.dim() == 1 else indices.reshape(-1)
         offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
-        out = embedding_bag_rows([self.rows], flat, offsets)
+        out = self._bags(flat, offsets)
         return _as(out if indices.dim() == 1 else out.view(*indices.shape, self.embedding_dim), self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
 
 
-class Int8EmbeddingBag(nn.Module):
-    """``nn.EmbeddingBag`` ("sum" or "mean") on rows of int8. Buffer: ``rows`` uint8 ``[num_embeddings, dim + 4]``."""
+class RowsEmbeddingBag(_Rows):
+    """``nn.EmbeddingBag`` ("sum" or "mean") on rows of int8 or int4."""
 
-    scheme = Int8Embedding.scheme
-
-    def __init__(self, rows: Tensor, dtype: torch.dtype, *, mode: str, include_last_offset: bool) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = rows.shape[0], rows.shape[1] - TAIL_BYTES
-        self.dtype, self.mode, self.include_last_offset = dtype, mode, include_last_offset
-        self.register_buffer("rows", rows)
+    def __init__(self, rows: Tensor, dim: int, dtype: torch.dtype, *, mode: str, include_last_offset: bool) -> None:
+        super().__init__(rows, dim, dtype)
+        self.mode, self.include_last_offset = mode, include_last_offset
 
     @classmethod
-    def from_embedding_bag(cls, bag: nn.EmbeddingBag) -> "Int8EmbeddingBag":
-        """Quantise the table of ``bag``."""
-        rows = quantize_rows_int8(bag.weight)
-        return cls(rows, bag.weight.dtype, mode=bag.mode, include_last_offset=bag.include_last_offset)
+    def from_embedding_bag(cls, bag: nn.EmbeddingBag, scheme: str, search: str = "greedy") -> "RowsEmbeddingBag":
+        """Quantise the table of ``bag`` to ``scheme``, int4 rows with their range by ``search``."""
+        rows = _quantized(bag.weight, scheme, search)
+        how = {"mode": bag.mode, "include_last_offset": bag.include_last_offset}
+        return cls(rows, bag.embedding_dim, bag.weight.dtype, **how)
 
     def forward(
         self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -166,10 +178,14 @@ class Int8EmbeddingBag(nn.Module):
         elif not self.include_last_offset:
             offsets = torch.cat([offsets.to(flat.dtype), offsets.new_full((1,), flat.shape[0]).to(flat.dtype)])
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).float()
-        return _as(embedding_bag_rows([self.rows], flat, offsets.to(flat.dtype), self.mode, weights), self.dtype)
+        return _as(self._bags(flat, offsets.to(flat.dtype), self.mode, weights), self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, mode={self.mode!r}"
+
+
+def _quantized(table: Tensor, scheme: str, search: str) -> Tensor:
+    return quantize_rows_int4(table, search=search) if scheme == "int4" else quantize_rows_int8(table)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,9 +210,9 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
         return "max_norm rescales its rows while the model runs"
     if isinstance(layer, nn.EmbeddingBag):
         if layer.mode not in ("sum", "mean"):
-            return f"its mode is {layer.mode!r}; bags of int8 rows pool by 'sum' or 'mean'"
+            return f"its mode is {layer.mode!r}; bags of quantised rows pool by 'sum' or 'mean'"
         if layer.padding_idx is not None:
-            return "padding_idx leaves indices out of the bag, which bags of int8 rows do not do"
+            return "padding_idx leaves indices out of the bag, which bags of quantised rows do not do"
     return None
 
 
@@ -214,10 +230,10 @@ def _crowded(weight: Tensor) -> str | None:
     )
 
 
-def compressed(layer: nn.Module, scheme: str, inputs: Inputs | None = None) -> nn.Module:
-    """``layer``, for which :func:`refusal` is None, as ``scheme``; embeddings know int8 alone.
+def compressed(layer: nn.Module, scheme: str, inputs: Inputs | None = None, *, search: str = "greedy") -> nn.Module:
+    """``layer``, for which :func:`refusal` is None, as ``scheme``.
 
-    ``inputs`` are those of an int8 or int8-24 ``nn.Linear``.
+    ``inputs`` are those of an int8 or int8-24 ``nn.Linear``; ``search`` is how an int4 table's ranges are chosen.
 
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
@@ -226,5 +242,5 @@ def compressed(layer: nn.Module, scheme: str, inputs: Inputs | None = None) -> n
         dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, inputs)
         return Int8Sparse24Linear(dense) if scheme == "int8-24" else dense
     if isinstance(layer, nn.EmbeddingBag):
-        return Int8EmbeddingBag.from_embedding_bag(layer)
-    return Int8Embedding.from_embedding(layer)
+        return RowsEmbeddingBag.from_embedding_bag(layer, scheme, search)
+    return RowsEmbedding.from_embedding(layer, scheme, search)

@@ -17,6 +17,8 @@ from recpress.quantize.observers import calibrate
 from recpress.recipe import Recipe, Scheme
 
 Status = Literal["compressed", "kept", "unreachable"]
+_CHUNK_ROWS = 1 << 11
+"""Rows of a table that are compared at a time: they stay in the cache, and take a tenth of the time of 65,536."""
 _KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
 
 
@@ -26,8 +28,8 @@ class Row:
 
     ``names`` are all names the module has in the model; ``parameters`` counts elements and ``bytes_before``
     and ``bytes_after`` the parameters and buffers, a tensor that several modules share at the first of them.
-    ``sqnr_db`` is the signal of a compressed linear layer's outputs over their error, 10 log10 of the ratio of mean
-    squares, on its calibration inputs; None without them.
+    ``sqnr_db`` is the signal of a compressed layer over its error, 10 log10 of the ratio of mean squares: of a table's
+    values, and of a linear layer's outputs on its calibration inputs, None without them.
     """
 
     names: tuple[str, ...]
@@ -39,6 +41,20 @@ class Row:
     bytes_before: int
     bytes_after: int
     sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a recipe makes of a model: each module's names, what becomes of it and why, and the schemes by name."""
+
+    names: dict[nn.Module, tuple[str, ...]]
+    verdicts: dict[nn.Module, tuple[Status, str]]
+    schemes: dict[str, tuple[Scheme, str]]
+
+    def compressed(self) -> list[tuple[nn.Module, str, Scheme]]:
+        """The modules to be compressed, each with its first name and its scheme."""
+        found = [(m, self.names[m][0]) for m, (status, _) in self.verdicts.items() if status == "compressed"]
+        return [(module, name, self.schemes[name][0]) for module, name in found]
 
 
 def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = None) -> tuple[nn.Module, list[Row]]:
@@ -55,6 +71,18 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
         CalibrationError: the recipe asks for static activations, and nothing was captured.
         UnsupportedLayerError: the model cannot be copied, or a layer's weights cannot be quantised.
     """
+    judged = judge(model, recipe, captured)
+    replaced = {
+        id(module): _compress(
+            module, name, scheme, inputs_of(module, scheme, recipe, captured), recipe.embedding_search
+        )
+        for module, name, scheme in judged.compressed()
+    }
+    return copy_with(model, replaced), account(judged, replaced, captured)
+
+
+def judge(model: nn.Module, recipe: Recipe, captured: Captured | None) -> Judged:
+    """What ``recipe`` makes of each module of ``model``; arguments and errors as :func:`rewrite` has them."""
     if recipe.activations == "static" and captured is None:
         raise CalibrationError(
             f"recipe {recipe.name} quantises activations by ranges found on calibration inputs; give "
@@ -65,16 +93,8 @@ def rewrite(model: nn.Module, recipe: Recipe, *, captured: Captured | None = Non
         {name: _KINDS[type(m)] for m, aliases in names.items() if type(m) in _KINDS for name in aliases}
     )
     owners = _owners(names)
-    replaced: dict[int, nn.Module] = {}
-    verdicts: dict[nn.Module, tuple[Status, str]] = {}
-    for module, aliases in names.items():
-        verdict = _verdict(module, aliases, schemes, owners, captured)
-        verdicts[module] = verdict
-        if verdict[0] == "compressed":
-            scheme = schemes[aliases[0]][0]
-            replaced[id(module)] = _compress(module, aliases[0], scheme, _inputs(module, scheme, recipe, captured))
-    rows = _account(names, verdicts, replaced, captured)
-    return _copy(model, replaced), rows
+    verdicts = {module: _verdict(module, aliases, schemes, owners, captured) for module, aliases in names.items()}
+    return Judged(names, verdicts, schemes)
 
 
 def _names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
@@ -131,7 +151,7 @@ def _own_names(module: nn.Module, aliases: tuple[str, ...]) -> set[str]:
     return {f"{aliases[0]}.{name}".lstrip(".") for name, _ in _tensors(module)}
 
 
-def _inputs(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> layers.Inputs | None:
+def inputs_of(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Captured | None) -> layers.Inputs | None:
     """What calibration tells of an int8 layer's inputs: what evens out their columns, and their range."""
     if captured is None or scheme not in ("int8", "int8-24") or id(module) not in captured.inputs:
         return None
@@ -143,6 +163,8 @@ def _inputs(module: nn.Module, scheme: Scheme, recipe: Recipe, captured: Capture
 
 
 def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None) -> float | None:
+    if new is not None and _KINDS[type(module)] == "embedding":
+        return _table_sqnr_db(module.weight.detach(), new)
     if captured is None or new is None or id(module) not in captured.inputs:
         return None
     inputs = captured.inputs[id(module)]
@@ -152,31 +174,37 @@ def _sqnr_db(module: nn.Module, new: nn.Module | None, captured: Captured | None
     return float(10 * torch.log10(truth.square().mean() / error)) if error > 0 else None
 
 
-def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None) -> nn.Module:
+def _table_sqnr_db(table: Tensor, new: nn.Module) -> float | None:
+    signal = error = torch.zeros((), dtype=torch.float64)
+    for begin in range(0, len(table), _CHUNK_ROWS):
+        rows = slice(begin, begin + _CHUNK_ROWS)
+        truth = table[rows].double()
+        signal = signal + truth.square().sum()
+        error = error + (new.values(rows).double() - truth).square().sum()
+    return float(10 * torch.log10(signal / error)) if error > 0 else None
+
+
+def _compress(module: nn.Module, name: str, scheme: Scheme, inputs: layers.Inputs | None, search: str) -> nn.Module:
     try:
-        return layers.compressed(module, scheme, inputs)
+        return layers.compressed(module, scheme, inputs, search=search)
     except KernelInputError as error:
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}): {error}; or keep it by an override {{{name!r}: 'keep'}}"
         ) from None
 
 
-def _account(
-    names: dict[nn.Module, tuple[str, ...]],
-    verdicts: dict[nn.Module, tuple[Status, str]],
-    replaced: dict[int, nn.Module],
-    captured: Captured | None,
-) -> list[Row]:
+def account(judged: Judged, replaced: dict[int, nn.Module], captured: Captured | None) -> list[Row]:
+    """A row for each module that owns tensors, with what stands in its place in ``replaced``, by its id."""
     seen: set[int] = set()
     rows = []
-    for module, aliases in names.items():
+    for module, aliases in judged.names.items():
         own = list(_tensors(module))
         if not own:
             continue
         first = [t for _, t in own if not (id(t) in seen or seen.add(id(t)))]
         parameters = sum(t.numel() for t in first if isinstance(t, nn.Parameter))
         before = sum(t.nbytes for t in first)
-        status, reason = verdicts[module]
+        status, reason = judged.verdicts[module]
         new = replaced.get(id(module))
         after = before if new is None else sum(t.nbytes for _, t in _tensors(new))
         scheme = new.scheme if new is not None else str(own[0][1].dtype).removeprefix("torch.")
@@ -185,7 +213,7 @@ def _account(
     return rows
 
 
-def _copy(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:
+def copy_with(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:
     """A deep copy of ``model`` in which the modules of ``replaced``, by id, stand replaced wherever they are held.
 
     deepcopy asks its memo first, so the replaced modules' weights are never copied.

@@ -19,7 +19,8 @@ PATHS = ["torch", *native.isas()]
 def path(name: str):
     """Run the ops on one path: ``torch`` or an instruction set of the native kernels."""
     if name == "torch":
-        absent = dict.fromkeys(("mlp", "linear", "cross", "bags", "rows", "quantize_rows", "dots", "second_order"))
+        names = ("mlp", "linear", "cross", "bags", "rows", "map_ids", "quantize_rows", "dots", "second_order")
+        absent = dict.fromkeys(names)
         with mock.patch.multiple(native, **absent):
             yield
     else:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from recpress import layers
+from recpress.errors import IndexBoundsError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -16,28 +17,35 @@ def test_linear_is_close_and_small(scheme, error, bias):
     assert not list(small.parameters())
 
 
-def test_embedding_takes_any_shape_of_indices():
+TABLES = [("int8", 0.02), ("int4", 0.3)]
+
+
+@pytest.mark.parametrize(("scheme", "error"), TABLES)
+def test_embedding_takes_any_shape_of_indices(scheme, error):
     embedding = nn.Embedding(20, 8, padding_idx=0)
-    small = layers.compressed(embedding, "int8")
+    small = layers.compressed(embedding, scheme)
     for indices in (
         torch.tensor(3),
         torch.randint(0, 20, (4,)),
         torch.randint(0, 20, (2, 3, 5)),
         torch.zeros(0).long(),
     ):
-        torch.testing.assert_close(small(indices), embedding(indices), rtol=0, atol=0.02)
+        torch.testing.assert_close(small(indices), embedding(indices), rtol=0, atol=error)
     assert torch.equal(small(torch.tensor([0])), torch.zeros(1, 8)), "the padding row stays exactly zero"
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bag_takes_rows_of_indices_or_offsets(mode):
-    bag = nn.EmbeddingBag(20, 8, mode=mode)
-    small = layers.compressed(bag, "int8")
+def test_bag_takes_rows_of_indices_or_offsets(mode, scheme):
+    bag = nn.EmbeddingBag(20, 9, mode=mode)
+    small = layers.compressed(bag, scheme)
+    with torch.no_grad():
+        bag.weight.copy_(small.values(slice(None)))
     square = torch.randint(0, 20, (4, 6))
-    torch.testing.assert_close(small(square), bag(square), rtol=0, atol=0.1)
+    torch.testing.assert_close(small(square), bag(square), rtol=1e-5, atol=1e-5)
     flat, offsets = torch.randint(0, 20, (7,)), torch.tensor([0, 0, 3, 7])
-    torch.testing.assert_close(small(flat, offsets), bag(flat, offsets), rtol=0, atol=0.1)
-    assert torch.equal(small(flat, offsets)[[0, 3]], torch.zeros(2, 8)), "empty bags are zero"
+    torch.testing.assert_close(small(flat, offsets), bag(flat, offsets), rtol=1e-5, atol=1e-5)
+    assert torch.equal(small(flat, offsets)[[0, 3]], torch.zeros(2, 9)), "empty bags are zero"
 
 
 def test_bag_with_the_last_offset_and_weights():
@@ -47,9 +55,39 @@ def test_bag_with_the_last_offset_and_weights():
     torch.testing.assert_close(small(flat, offsets, weights), bag(flat, offsets, weights), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize(("scheme", "most"), [("int8", 0.27), ("int4", 0.142)])
+@pytest.mark.parametrize("table", [nn.Embedding(1000, 64), nn.EmbeddingBag(1000, 64, mode="sum")])
+def test_bytes_of_a_table(table, scheme, most):
+    small = layers.compressed(table, scheme)
+    assert sum(t.nbytes for t in (*small.buffers(), *small.parameters())) <= most * table.weight.nbytes
+    assert small.scheme == f"{scheme} rows with float16 scale and bias" and f"bits={scheme[-1]}" in repr(small)
+
+
+def test_the_ranges_of_int4_rows_are_searched_or_not():
+    table = nn.Embedding(300, 32)
+    errors = [
+        (layers.compressed(table, "int4", search=search).values(slice(None)) - table.weight).square().mean()
+        for search in ("greedy", "range")
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_rows_of_one_value_are_called_int8():
+    assert layers.compressed(nn.Embedding(5, 1), "int4").scheme.startswith("int8 rows")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_table_of_no_rows_answers_nothing(scheme):
+    small = layers.compressed(nn.Embedding.from_pretrained(torch.zeros(0, 8)), scheme)
+    assert small(torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
+    with pytest.raises(IndexBoundsError, match="outside table 0"):
+        small(torch.tensor([0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_keeps_the_dtype(dtype):
-    assert layers.compressed(nn.Embedding(4, 8).to(dtype), "int8")(torch.tensor([1])).dtype == dtype
+    for scheme in ("int8", "int4"):
+        assert layers.compressed(nn.Embedding(4, 8).to(dtype), scheme)(torch.tensor([1])).dtype == dtype
     for scheme in ("int8", "int8-weights"):
         assert layers.compressed(nn.Linear(4, 8).to(dtype), scheme)(torch.ones(1, 4, dtype=dtype)).dtype == dtype
 

@@ -34,10 +34,12 @@ def test_is_frozen():
     [
         (
             {"liner": "int8"},
-            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, overrides",
+            "unknown key 'liner'; allowed are: name, linear, activations, observer, smooth, embedding, "
+            "embedding_search, overrides",
         ),
         ({"linear": "int7"}, "'linear' is 'int7'.*'int8', 'int8-24', 'int8-weights' or 'keep'"),
-        ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8' or 'keep'"),
+        ({"embedding": "int8-weights"}, "'embedding' is 'int8-weights'.*'int8', 'int4' or 'keep'"),
+        ({"embedding_search": "best"}, "'embedding_search' is 'best'.*'greedy' or 'range'"),
         ({"overrides": {"top": "fp8"}}, r"'overrides.top' is 'fp8'"),
     ],
 )
@@ -53,9 +55,12 @@ def test_a_pattern_that_matches_nothing_lists_the_layers():
 
 def test_a_scheme_that_the_kind_of_layer_cannot_have_is_refused():
     with pytest.raises(
-        RecipeError, match=r"'\*' asks for 'int8-weights' and matches 'tables.0'.*allowed there are int8, keep"
+        RecipeError, match=r"'\*' asks for 'int8-weights' and matches 'tables.0'.*allowed there are int8, int4, keep"
     ):
         Recipe(overrides={"*": "int8-weights"}).schemes(LAYERS)
+    with pytest.raises(RecipeError, match="'top.0' asks for 'int4' and matches 'top.0', a layer of kind linear"):
+        Recipe(overrides={"top.0": "int4"}).schemes(LAYERS)
+    assert Recipe(overrides={"tables.*": "int4"}).schemes(LAYERS)["tables.0"][0] == "int4"
     assert Recipe(overrides={"top.*": "int8-weights"}).schemes(LAYERS)["top.0"][0] == "int8-weights"
 
 

@@ -139,6 +139,32 @@ def test_a_model_that_is_one_layer():
     assert type(result.model).__name__ == "Int8Linear" and result.report.rows[0].names == ("",)
 
 
+def test_the_error_of_a_table_needs_no_calibration():
+    model = small_model()
+    errors = {}
+    for scheme, search in (("int8", "greedy"), ("int4", "greedy"), ("int4", "range")):
+        recipe = Recipe(linear="keep", embedding=scheme, embedding_search=search)
+        result = recpress.compress(model, recipe)
+        row, table = rows_by_name(result.report)["tables.0"], model.tables[0].weight.detach()
+        error = result.model.tables[0](torch.arange(40)) - table
+        assert row.sqnr_db == pytest.approx(
+            float(10 * torch.log10(table.square().sum() / error.square().sum())), abs=1e-4
+        )
+        errors[scheme, search] = row.sqnr_db
+    assert errors["int4", "range"] < errors["int4", "greedy"] < errors["int8", "greedy"]
+    assert rows_by_name(recpress.compress(model, Recipe(embedding="keep")).report)["tables.0"].sqnr_db is None
+
+
+@pytest.mark.parametrize("embedding", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e9])
+def test_tables_that_cannot_be_quantised_name_the_layer_and_the_row(embedding, bad):
+    model = small_model()
+    with torch.no_grad():
+        model.tables[0].weight[3, 2] = bad
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'tables.0' \(Embedding\): row 3 holds NaN, infinity or"):
+        recpress.compress(model, Recipe(embedding=embedding))
+
+
 def test_weights_that_cannot_be_quantised_name_the_layer():
     model = small_model()
     with torch.no_grad():

@@ -35,8 +35,8 @@ class Emulated:
     Args:
         function: what @triton.jit made.
         writes: names of the arguments that it may store to; a store to others fails.
-        holds: for the name of an int64 argument ``[T, ...]`` the T tensors whose addresses its first column holds; the
-            kernel sees them where the emulator has put those tensors.
+        holds: for the name of an int64 argument ``[T, ...]``, and each of its columns that holds addresses, the T
+            tensors that they lie in, None for one that is 0; the kernel sees them where the emulator has put those.
         edit: changes the PTX before it runs, for tests of the emulator itself.
     """
 
@@ -47,7 +47,7 @@ class Emulated:
         *,
         target: str = "sm_80",
         order: Order = "in step",
-        holds: Mapping[str, Sequence[torch.Tensor]] = MappingProxyType({}),
+        holds: Mapping[str, Mapping[int, Sequence[torch.Tensor | None]]] = MappingProxyType({}),
         edit: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.function, self.writes, self.target, self.order, self.edit = function, writes, target, order, edit
@@ -122,11 +122,15 @@ class Emulated:
         )
 
 
-def _moved(addresses: torch.Tensor, tensors: Sequence[torch.Tensor], memory: GlobalMemory) -> torch.Tensor:
-    """``addresses`` whose first column points into ``tensors`` where ``memory`` has them now."""
+def _moved(
+    addresses: torch.Tensor, columns: Mapping[int, Sequence[torch.Tensor | None]], memory: GlobalMemory
+) -> torch.Tensor:
+    """``addresses`` whose ``columns`` point into their tensors where ``memory`` has them now."""
     moved = addresses.clone()
-    for row, tensor in zip(moved, tensors, strict=True):
-        row[0] += memory.place(_storage(tensor)) - tensor.untyped_storage().data_ptr()
+    for column, tensors in columns.items():
+        for row, tensor in zip(moved, tensors, strict=True):
+            if tensor is not None:
+                row[column] += memory.place(_storage(tensor)) - tensor.untyped_storage().data_ptr()
     return moved
 
 

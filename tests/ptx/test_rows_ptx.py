@@ -7,8 +7,9 @@ import torch
 from ptx_launch import Emulated
 from ptx_memory import AccessError
 from support.ptx_edits import broken
-from support.rows_oracle import EQUAL, MIXED, UNEQUAL, Bags, bags, expected, padded, same, table
+from support.rows_oracle import EQUAL, MIXED, UNEQUAL, Bags, bags, expected, mapped_bags, padded, same, table
 
+import recpress_kernels as rk
 from recpress_kernels.embedding_bag_rows import cuda, kernel
 from recpress_kernels.embedding_bag_rows.launch import Kind
 from recpress_kernels.errors import IndexBoundsError
@@ -20,9 +21,10 @@ FUNCTIONS = {"bags_kernel": kernel.bags_kernel, "rows_kernel": kernel.rows_kerne
 def emulate(monkeypatch):
     """Replaces the kernels; returns a function that sets how they run, on which tables."""
 
-    def to(tables: list[torch.Tensor], **options) -> None:
+    def to(tables: list[torch.Tensor], remaps: list[torch.Tensor | None] | None = None, **options) -> None:
+        addresses = {0: tables} if remaps is None else {0: tables, 10: remaps}
         for name, function in FUNCTIONS.items():
-            stand_in = Emulated(function, ("out_ptr", "bad_ptr"), holds={"fields_ptr": tables}, **options)
+            stand_in = Emulated(function, ("out_ptr", "bad_ptr"), holds={"fields_ptr": addresses}, **options)
             monkeypatch.setattr(kernel, name, stand_in)
 
     return to
@@ -30,7 +32,7 @@ def emulate(monkeypatch):
 
 def run(b: Bags, pooling: str = "sum", weights=None, described: cuda.Described | None = None) -> torch.Tensor:
     described = described or cuda.describe(b.tables, b.dims, range(len(b.tables)))
-    return cuda.embedding_bag_rows(described, b.tables, b.indices, b.offsets, pooling, weights)
+    return cuda.embedding_bag_rows(described, b.indices, b.offsets, pooling, weights)
 
 
 def look_up(b: Bags, ids: torch.Tensor, front: torch.Tensor | None) -> torch.Tensor:
@@ -83,6 +85,24 @@ def test_a_large_batch_takes_four_rows_a_thread(emulate):
     ids = torch.randint(0, 30, (256,))
     looked = replace(b, indices=ids, offsets=torch.arange(257))
     same(look_up(b, ids[:, None], None), expected(looked))
+
+
+def test_ids_are_mapped_on_the_way(emulate):
+    b, maps, ids = mapped_bags(6)
+    emulate(b.tables, [None if m is None else m.remap for m in maps])
+    described = cuda.describe(b.tables, b.dims, range(4), maps)
+    same(run(replace(b, indices=ids), described=described), expected(b))
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_120"])
+def test_a_remap_that_leads_outside_reads_nothing(emulate, target):
+    b = bags(EQUAL[:1], 3, 4)
+    remap = torch.arange(30, dtype=torch.int32)
+    described = cuda.describe(b.tables, b.dims, [0], [rk.IdMap(30, -1, remap)])
+    emulate(b.tables, [remap], target=target)
+    same(run(b, described=described), expected(b))
+    remap[b.indices[0]] = 1 << 30
+    assert run(b, described=described).isnan().any()
 
 
 def test_rows_beyond_two_gibibytes(emulate):

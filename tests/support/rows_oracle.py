@@ -1,12 +1,14 @@
 """Tables of quantised rows and bags in them, for the kernels of a GPU wherever they run, and the reference's answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recpress_kernels.embedding_bag_rows import reference
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
+from recpress_kernels.map_ids.op import IdMap
+from recpress_kernels.map_ids.reference import map_ids
 
 ONE_TABLE = (
     (9, 1, 8),
@@ -62,6 +64,24 @@ def bags(shapes, batch: int, longest: int, dtype: torch.dtype = torch.int64, see
     indices = torch.cat(picked)
     weights = torch.randn(indices.numel(), generator=g)
     return Bags(tables, indices.to(dtype), offsets.to(dtype), weights, [dim for _, dim, _ in shapes])
+
+
+def mapped_bags(batch: int) -> tuple[Bags, list[IdMap | None], Tensor]:
+    """Bags of rows, the maps of the ids that lead to them, and those ids: a table for each kind of map."""
+    g = torch.Generator().manual_seed(batch)
+    shapes = ((30, 64, 8), (5, 12, 4), (9, 64, 8), (12, 7, 8))
+    remap = torch.randint(0, 9, (200,), generator=g, dtype=torch.int32)
+    maps = [IdMap(30, 4), None, IdMap(200, 199, remap), IdMap(12, -1, torch.arange(12).flip(0).int())]
+    b = bags(shapes, batch, 4)
+    bounds = b.offsets[::batch].tolist()
+    lows, highs = (-(2**62), 0, -500, 0), (2**62, 5, 500, 12)
+    ids = [
+        torch.randint(low, high, (end - begin,), generator=g)
+        for low, high, begin, end in zip(lows, highs, bounds[:-1], bounds[1:], strict=True)
+    ]
+    ids[0][::2] = ids[0][::2] % 30
+    rows = [i if m is None else map_ids(i, m.rows, m.oov_row, m.remap) for m, i in zip(maps, ids, strict=True)]
+    return replace(b, indices=torch.cat(rows)), maps, torch.cat(ids)
 
 
 def expected(b: Bags, pooling: str = "sum", weights: Tensor | None = None) -> Tensor:

@@ -4,7 +4,8 @@
 415-1024-1024-512-256-1; dense columns normal, ids uniform. Every variant runs in one process on one thread, each round
 in an order drawn anew and on inputs of its own, so that rows come from memory as they do in a server; medians over
 rounds. ``ratio_to_best_peer`` is the best peer's median over ours: above 1 we are faster. A peer that is not installed,
-refuses, or does not give float32's logits but for what int8 costs, is printed with its reason and left out.
+refuses, or does not give float32's logits but for what int8 costs, is printed with its reason and left out; 2:4 is
+compared with the pruned model in float32, and timed beside peers that run all weights, since none has 2:4 on a CPU.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 import recpress_kernels as rk
 from recpress_kernels.bench import dlrm_peers, int8, save
 from recpress_kernels.bench.dlrm_peers import Dlrm, Model
+from recpress_kernels.bench.sparse24 import ours_sparse24, prune_stack
 from recpress_kernels.formats.rows import quantize_rows_int8
 
 TABLES, ROWS, DIM = 26, 100_000, 64
@@ -30,8 +33,12 @@ INPUTS = 16
 """Sets of inputs that the rounds go through."""
 LEAST_CORRELATION = 0.9
 """Of a variant's logits with float32's: each is printed, and a variant below this is another model."""
-OURS = {"recpress 8-bit": 8, "recpress 7-bit": 7}
-"""Name: bits of a weight of the MLPs."""
+OURS: dict[str, Callable[[nn.Sequential], Callable[[Tensor], Tensor]]] = {
+    "recpress 8-bit": partial(int8.ours, weight_bits=8),
+    "recpress 7-bit": partial(int8.ours, weight_bits=7),
+    "recpress 2:4": partial(ours_sparse24, chosen=True),
+}
+"""Name: what makes one call of an MLP. 2:4 layers run as 2:4 or dense, as loading an artifact has them."""
 
 
 def inputs(batch: int, seed: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
@@ -48,9 +55,9 @@ def float_model(rows: int = ROWS) -> Dlrm:
     return Dlrm(tables, bottom, int8.float_stack(TOP)).eval()
 
 
-def ours(model: Dlrm, weight_bits: int) -> Model:
+def ours(model: Dlrm, stack: Callable[[nn.Sequential], Callable[[Tensor], Tensor]]) -> Model:
     """Four calls: the bottom MLP, look-ups that write the vectors, their products, the top MLP."""
-    bottom, top = int8.ours(model.bottom[:-1], weight_bits), int8.ours(model.top, weight_bits)
+    bottom, top = stack(model.bottom[:-1]), stack(model.top)
     tables = rk.RowTables([quantize_rows_int8(table.weight) for table in model.tables])
 
     def call(dense: Tensor, ids: Tensor) -> Tensor:
@@ -60,19 +67,24 @@ def ours(model: Dlrm, weight_bits: int) -> Model:
     return call
 
 
+def pruned(model: Dlrm) -> Dlrm:
+    """The float model whose MLPs are 2:4; its tables are those of ``model``."""
+    return Dlrm([table.weight for table in model.tables], prune_stack(model.bottom), prune_stack(model.top)).eval()
+
+
 def variants(rows: int = ROWS) -> dict[str, Model]:
     """All variants on one float model; what cannot be built, or computes something else, is printed and left out."""
     model = float_model(rows)
     dense, ids = inputs(256, 99, rows)
-    builders: dict[str, Callable[[], Model]] = {name: lambda b=bits: ours(model, b) for name, bits in OURS.items()}
+    builders: dict[str, Callable[[], Model]] = {name: lambda s=stack: ours(model, s) for name, stack in OURS.items()}
     builders |= {name: lambda b=build: b(model, dense, ids) for name, build in dlrm_peers.PEERS.items()}
     made = {}
     with torch.no_grad():
-        want = model(dense, ids).flatten()
+        wanted = {name: model(dense, ids) for name in builders} | {"recpress 2:4": pruned(model)(dense, ids)}
         for name, build in builders.items():
             try:
                 call = build()
-                got = torch.corrcoef(torch.stack([want, call(dense, ids).flatten()]))[0, 1].item()
+                got = torch.corrcoef(torch.cat([wanted[name], call(dense, ids)], dim=1).T)[0, 1].item()
                 if not got >= LEAST_CORRELATION:
                     raise ValueError(f"its logits correlate with float32's by {got:.3f}")
             except Exception as error:  # whatever a foreign library raises means that it is left out, and is said

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recpress_kernels.bench import peers
+from recpress_kernels.formats.rows import TAIL_BYTES, quantize_rows_int8
 
 Model = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,24 +46,55 @@ class Dlrm(nn.Module):
         return self.meet(self.bottom(dense), rows)
 
 
-def mixed(mlp: str) -> Callable[[Dlrm, Tensor, Tensor], Model]:
-    """A builder: MLPs by the peer ``mlp`` of bench/peers.py, torch's int8 bags, and torch between them."""
+LookUp = Callable[[Tensor], list[Tensor]]
+"""From ids int64 ``[batch, tables]`` to float32 ``[batch, dim]`` a table."""
+
+
+def mixed(mlp: str, bags: Callable[[Dlrm], LookUp]) -> Callable[[Dlrm, Tensor, Tensor], Model]:
+    """A builder: MLPs by the peer ``mlp`` of bench/peers.py, int8 tables by ``bags``, and torch between them."""
 
     def build(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
         bottom = peers.PEERS[mlp](model.bottom, dense)
         top = peers.PEERS[mlp](model.top, model.meetings(dense, ids))
-        tables = [torch.ops.quantized.embedding_bag_byte_prepack(t.weight) for t in model.tables]
-        look_up = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
-
-        def call(dense: Tensor, ids: Tensor) -> Tensor:
-            offsets = torch.arange(len(ids) + 1)
-            columns = ids.t().contiguous()
-            bags = [look_up(t, columns[i], offsets, include_last_offset=True) for i, t in enumerate(tables)]
-            return torch.as_tensor(top(model.meet(torch.as_tensor(bottom(dense)), bags)))
-
-        return call
+        look_up = bags(model)
+        return lambda dense, ids: torch.as_tensor(top(model.meet(torch.as_tensor(bottom(dense)), look_up(ids))))
 
     return build
+
+
+def torch_bags(model: Dlrm) -> LookUp:
+    """A call of torch's int8 operator for each table."""
+    tables = [torch.ops.quantized.embedding_bag_byte_prepack(t.weight) for t in model.tables]
+    look_up = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+
+    def call(ids: Tensor) -> list[Tensor]:
+        offsets = torch.arange(len(ids) + 1)
+        columns = ids.t().contiguous()
+        return [look_up(t, columns[i], offsets, include_last_offset=True) for i, t in enumerate(tables)]
+
+    return call
+
+
+def fbgemm_bags(model: Dlrm) -> LookUp:
+    """FBGEMM's table-batched operator on our rows, whose pair it keeps in front of the codes."""
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+
+    rows = [quantize_rows_int8(t.weight) for t in model.tables]
+    tables = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [(str(i), *t.weight.shape, SparseType.INT8, EmbeddingLocation.HOST) for i, t in enumerate(model.tables)],
+        pooling_mode=PoolingMode.SUM,
+        output_dtype=SparseType.FP32,
+        weight_lists=[(r[:, :-TAIL_BYTES].contiguous(), r[:, -TAIL_BYTES:].contiguous()) for r in rows],
+        device="cpu",
+    )
+
+    def call(ids: Tensor) -> list[Tensor]:
+        out = tables(ids.t().reshape(-1), torch.arange(ids.numel() + 1))
+        return list(out.chunk(len(rows), dim=1))
+
+    return call
 
 
 def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
@@ -107,8 +139,10 @@ def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
 
 PEERS: dict[str, Callable[[Dlrm, Tensor, Tensor], Model]] = {
     "torch float32": lambda model, dense, ids: model,
-    "torch static, int8 bags": mixed("torch static"),
-    "torch dynamic, int8 bags": mixed("torch dynamic"),
-    "onnxruntime static, int8 bags": mixed("onnxruntime static"),
+    "torch static, torch bags": mixed("torch static", torch_bags),
+    "torch dynamic, torch bags": mixed("torch dynamic", torch_bags),
+    "onnxruntime static, torch bags": mixed("onnxruntime static", torch_bags),
+    "torch static, fbgemm bags": mixed("torch static", fbgemm_bags),
+    "onnxruntime static, fbgemm bags": mixed("onnxruntime static", fbgemm_bags),
     "onnxruntime, whole graph": onnxruntime_whole,
 }

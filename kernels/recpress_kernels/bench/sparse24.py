@@ -8,6 +8,7 @@ our kernels alone: peers take what the CPU has, so compare with them on the best
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,12 +39,22 @@ def prune(weight: Tensor) -> Tensor:
     return torch.zeros_like(fours).scatter(2, kept, fours.gather(2, kept)).view(n, -1)[:, :k].contiguous()
 
 
-def ours_sparse24(stack: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The pruned stack with 2:4 weights in one call of ``int8_mlp_packed``."""
-    linears = [m for m in stack if isinstance(m, nn.Linear)]
-    pairs = [quantize_per_channel(prune(m.weight)) for m in linears]
+def prune_stack(stack: nn.Sequential) -> nn.Sequential:
+    """``stack`` with the weights of its linear layers pruned."""
+    new = copy.deepcopy(stack)
+    for module in new:
+        if isinstance(module, nn.Linear):
+            module.weight.data = prune(module.weight)
+    return new
+
+
+def ours_sparse24(stack: nn.Sequential, chosen: bool = False) -> Callable[[Tensor], Tensor]:
+    """The pruned stack with 2:4 weights in one call of ``int8_mlp_packed``; ``chosen``: where 2:4 pays, else dense."""
+    linears = [m for m in prune_stack(stack) if isinstance(m, nn.Linear)]
+    pairs = [quantize_per_channel(m.weight) for m in linears]
+    weights = [compress(q) for q, _ in pairs]
     packed = rk.pack_stack(
-        [compress(q) for q, _ in pairs],
+        rk.choose_stack(weights)[0] if chosen else weights,
         [scale for _, scale in pairs],
         [m.bias.detach() for m in linears],
         ["relu"] * (len(linears) - 1) + ["none"],

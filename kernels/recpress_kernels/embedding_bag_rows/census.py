@@ -1,5 +1,7 @@
 """What to compile of embedding_bag_rows for ``recpress_kernels.inspect``. Imports triton alone."""
 
+from dataclasses import replace
+
 from recpress_kernels.embedding_bag_rows import kernel
 from recpress_kernels.embedding_bag_rows.launch import Config, Kind, choose_bags, choose_rows
 from recpress_kernels.inspect.build import Case
@@ -28,7 +30,14 @@ def rows(kind: Kind, batch: int) -> Case:
 
 def _case(name: str, function, config: Config, kind: Kind, signature: dict, constexprs: dict, note: str) -> Case:
     blocks = {"BLOCK_B": config.block_b, "BLOCK_D": config.block_d}
-    fixed = {"BITS": kind.bits, "ALIGN": kind.align, "OUT_ALIGN": kind.out_align, **blocks, **constexprs}
+    fixed = {
+        "BITS": kind.bits,
+        "ALIGN": kind.align,
+        "OUT_ALIGN": kind.out_align,
+        "MAPPED": kind.mapped,
+        **blocks,
+        **constexprs,
+    }
     bits = f"int{kind.bits}" if kind.bits else "mixed"
     return Case(
         kernel=f"embedding_bag_rows.{name}",
@@ -37,7 +46,7 @@ def _case(name: str, function, config: Config, kind: Kind, signature: dict, cons
         constexprs=fixed,
         aligned=frozenset(signature) - {"B", "L", "stride_ib"},
         num_warps=config.num_warps,
-        config=f"{config} {bits} align={kind.align}{note}",
+        config=f"{config} {bits} align={kind.align}" + " mapped" * kind.mapped + note,
     )
 
 
@@ -46,5 +55,6 @@ def cases() -> list[Case]:
     kinds = [Kind(bits, align, 4, 64) for bits in (8, 4, 0) for align in (4, 16)]
     kinds += [Kind(8, 1, 1, 65), Kind(8, 4, 4, 16), Kind(8, 4, 4, 512)]
     usual, wide, mixed, packed = kinds[0], kinds[1], kinds[4], kinds[6]
-    found = [bags(kind) for kind in kinds] + [bags(usual, mean=True), bags(usual, weighted=True)]
-    return [*found, *(rows(kind, 1) for kind in (usual, wide, mixed, packed)), rows(usual, 256)]
+    mapped = replace(usual, mapped=True)
+    found = [bags(kind) for kind in (*kinds, mapped)] + [bags(usual, mean=True), bags(usual, weighted=True)]
+    return [*found, *(rows(kind, 1) for kind in (usual, wide, mixed, packed, mapped)), rows(usual, 256)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.embedding_bag_rows import reference
-from recpress_kernels.embedding_bag_rows.bounds import check_bags
+from recpress_kernels.embedding_bag_rows.bounds import Maps, check_bags, rows_of_bags
 from recpress_kernels.formats.rows import bits_of, dequantize_rows
 
 
@@ -39,14 +39,19 @@ def run(
     per_sample_weights: Tensor | None,
     dims: Sequence[int],
     width: int,
+    maps: Maps | None = None,
 ) -> Tensor:
-    """The op on tables that are described at ``address``, or are not; ``width`` is the sum of ``dims``."""
+    """The op on tables that are described at ``address``, or are not; ``width`` is the sum of ``dims``.
+
+    With ``maps`` the indices are ids, which the description maps.
+    """
     if address is None or native.bags is None:
-        check_bags(tables, indices, offsets)
+        check_bags(tables, indices, offsets, maps)
+        indices = rows_of_bags(maps, indices, offsets)
         return _through_torch(tables, indices, offsets, pooling, per_sample_weights, dims)
     indices, offsets = indices.contiguous(), offsets.contiguous()
     if pooling == "none":
-        return _rows(address, tables, indices, offsets, width)
+        return _rows(address, tables, indices, offsets, width, maps)
     weights = None if per_sample_weights is None else per_sample_weights.contiguous()
     batch = (offsets.shape[0] - 1) // len(tables)
     out = torch.empty(batch, width)
@@ -64,13 +69,15 @@ def run(
         native.isa,
     )
     if code:
-        check_bags(tables, indices, offsets)
+        check_bags(tables, indices, offsets, maps)
         native.check("embedding_bag_rows", code)
     return out
 
 
-def _rows(address: int, tables: Sequence[Tensor], indices: Tensor, offsets: Tensor, width: int) -> Tensor:
-    check_bags(tables, indices, offsets)
+def _rows(
+    address: int, tables: Sequence[Tensor], indices: Tensor, offsets: Tensor, width: int, maps: Maps | None
+) -> Tensor:
+    check_bags(tables, indices, offsets, maps)
     out = torch.empty(indices.shape[0], width)
     strides = (1, 0, indices.dtype is torch.int64, None, 0, 0)
     code = native.rows(address, 1, indices.data_ptr(), indices.shape[0], *strides, out.data_ptr(), native.isa)
@@ -78,18 +85,20 @@ def _rows(address: int, tables: Sequence[Tensor], indices: Tensor, offsets: Tens
     return out
 
 
-def describe(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int]) -> array | None:
-    """The array of ``Table`` of abi.h, six int64 a table: rows, count, stride, dim, column, bits.
+def describe(
+    tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int], maps: Sequence[int] | None = None
+) -> array | None:
+    """The array of ``Table`` of abi.h, seven int64 a table: rows, count, stride, dim, column, bits, address of a map.
 
     None where the bytes of a row do not lie side by side. The addresses are valid while the tables live.
     """
     fields: list[int] = []
-    for table, dim, column in zip(tables, dims, columns, strict=True):
+    for table, dim, column, id_map in zip(tables, dims, columns, maps or [0] * len(tables), strict=True):
         count, width = table.shape
         stride, step = table.stride()
         if step != 1:
             return None
-        fields += (table.data_ptr(), count, stride, dim, column, bits_of(width, dim))
+        fields += (table.data_ptr(), count, stride, dim, column, bits_of(width, dim), id_map)
     return array("q", fields)
 
 

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from recpress_kernels.embedding_bag_rows import kernel
-from recpress_kernels.embedding_bag_rows.bounds import check_bags
+from recpress_kernels.embedding_bag_rows.bounds import Maps, check_bags
 from recpress_kernels.embedding_bag_rows.launch import Config, Kind, choose_bags, choose_rows, kind_of, row_align
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.rows import bits_of
@@ -23,11 +23,13 @@ _MOST = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Described:
-    """Tables as the kernels take them; valid while they live.
+    """Tables, and the maps of their ids, as the kernels take them.
 
-    ``fields`` is int64 ``[T, 8]`` on their device, in the order of kernel.py; ``width`` the sum of their dims.
+    ``fields`` is int64 ``[T, 11]`` on their device, in the order of kernel.py; ``width`` the sum of their dims.
     """
 
+    tables: Sequence[Tensor]
+    maps: Maps | None
     fields: Tensor
     kind: Kind
     width: int
@@ -43,7 +45,9 @@ def problem(tables: Sequence[Tensor]) -> str:
     return ""
 
 
-def describe(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int]) -> Described | None:
+def describe(
+    tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int], maps: Maps | None = None
+) -> Described | None:
     """``tables`` for the kernels, or None where :func:`problem` has a word on them.
 
     Raises:
@@ -57,20 +61,20 @@ def describe(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[in
             "capture; make RowTables of them before"
         )
     fields, aligns, begin = [], [], 0
-    for table, dim, column in zip(tables, dims, columns, strict=True):
+    for table, dim, column, id_map in zip(tables, dims, columns, maps or [None] * len(tables), strict=True):
         (rows, width), stride = table.shape, table.stride(0)
-        fields.append((table.data_ptr(), rows, stride, width, dim, bits_of(width, dim), column, begin))
+        mapped = (rows, -1, 0) if id_map is None else (id_map.rows, id_map.oov_row, _address(id_map.remap))
+        fields.append((table.data_ptr(), rows, stride, width, dim, bits_of(width, dim), column, begin, *mapped))
         begin += dim
         aligns.append(row_align(table.data_ptr(), stride, width, _reach(table)))
-    kind = kind_of([row[5] for row in fields], aligns, dims)
+    kind = kind_of([row[5] for row in fields], aligns, dims, mapped=maps is not None)
     # What comes from ordinary memory is copied aside before this returns, and nothing waits.
     on_device = torch.tensor(fields, dtype=torch.int64).to(tables[0].device, non_blocking=True)
-    return Described(on_device, kind, begin)
+    return Described(tables, maps, on_device, kind, begin)
 
 
 def embedding_bag_rows(
     described: Described,
-    tables: Sequence[Tensor],
     indices: Tensor,
     offsets: Tensor,
     pooling: str,
@@ -83,12 +87,12 @@ def embedding_bag_rows(
     Raises:
         IndexBoundsError: an index outside its table, or offsets that describe no bags of these indices.
     """
-    count = len(tables)
+    count = len(described.tables)
     batch = (offsets.shape[0] - 1) // count
     indices, offsets = indices.contiguous(), offsets.contiguous()
 
     def recheck() -> None:
-        check_bags(list(tables), indices, offsets)
+        check_bags(described.tables, indices, offsets, described.maps)
 
     if pooling == "none":
         return look_up_rows(described, indices[:, None], None, recheck, offsets=offsets, config=config)
@@ -131,7 +135,7 @@ def look_up_rows(
     ``recheck`` raises where an index is outside its table, and names it; it is called where NaN was written, or where
     ``offsets`` are given and describe no bags of B indices.
     """
-    batch, count = indices.shape[0], described.fields.shape[0]
+    batch, count = indices.shape[0], len(described.tables)
     front = front if front is None or front.stride(1) == 1 else front.contiguous()
     front_width = 0 if front is None else front.shape[1]
     out = torch.empty(batch, front_width + described.width, device=indices.device)
@@ -166,7 +170,8 @@ def look_up_rows(
 def _options(kind: Kind, config: Config, out_align: int) -> dict[str, object]:
     """Products and sums are not fused, so that they have the same bits on every device."""
     blocks = {"BLOCK_B": config.block_b, "BLOCK_D": config.block_d, "num_warps": config.num_warps}
-    return {"BITS": kind.bits, "ALIGN": kind.align, "OUT_ALIGN": out_align, **blocks, "enable_fp_fusion": False}
+    tables = {"BITS": kind.bits, "ALIGN": kind.align, "OUT_ALIGN": out_align, "MAPPED": kind.mapped}
+    return {**tables, **blocks, "enable_fp_fusion": False}
 
 
 def _ask(bad: Tensor, recheck: Callable[[], None]) -> None:
@@ -177,6 +182,10 @@ def _ask(bad: Tensor, recheck: Callable[[], None]) -> None:
 
 def _capturing(on: Tensor) -> bool:
     return on.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _address(remap: Tensor | None) -> int:
+    return 0 if remap is None else remap.data_ptr()
 
 
 def _reach(table: Tensor) -> int:

@@ -10,10 +10,11 @@ none; where NaN is written, ``bad`` is raised. Imports triton alone.
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(8)
-ADDRESS, ROWS, STRIDE, WIDTH, DIM, CODE_BITS, COLUMN, BEGIN = (tl.constexpr(i) for i in range(8))
+FIELDS = tl.constexpr(11)
+ADDRESS, ROWS, STRIDE, WIDTH, DIM, CODE_BITS, COLUMN, BEGIN, IDS, OOV, REMAP = (tl.constexpr(i) for i in range(11))
 """Where a table's first row is, how many there are, their distance in bytes, bytes and values of one, bits of a value,
-the column of its indices, and the first column that it writes. All but the address are below 2^31."""
+the column of its indices, and the first column that it writes; how many ids it has, what an id outside becomes or -1,
+and the address of a remap or 0, as in map_ids/reference.py. ROWS to BEGIN are below 2^31."""
 
 
 @triton.jit
@@ -28,6 +29,7 @@ def bags_kernel(
     L,
     OUT_WIDTH,
     MEAN: tl.constexpr,
+    MAPPED: tl.constexpr,  # indices are ids, mapped as the fields tell; else the last three fields are not read
     BITS: tl.constexpr,  # of every table's values, or 0: as its fields tell
     ALIGN: tl.constexpr,  # 1, 4 or 16: divides addresses and strides of tables; from 4 on, 4 divides widths
     OUT_ALIGN: tl.constexpr,  # divides OUT_WIDTH, and every table's dim and first column
@@ -45,7 +47,7 @@ def bags_kernel(
     wrong |= end - begin > 0x7FFFFFF0  # counted in 32 bits
     length = tl.where(wrong, 0, end - begin).to(tl.int32)
     longest = tl.max(length, axis=0)
-    acc = _sum(table, indices_ptr, weights_ptr, begin, length, longest, BITS, ALIGN, UNROLL, BLOCK_B, BLOCK_D)
+    acc = _sum(table, indices_ptr, weights_ptr, begin, length, longest, MAPPED, BITS, ALIGN, UNROLL, BLOCK_B, BLOCK_D)
     if MEAN:
         number = tl.maximum(length, 1).to(tl.float32)
         acc = tl.div_rn(acc, tl.broadcast_to(number[:, None], [BLOCK_B, BLOCK_D]))
@@ -66,7 +68,8 @@ def rows_kernel(
     stride_ib,
     stride_ic,
     stride_fb,
-    BITS: tl.constexpr,  # these as in bags_kernel, and OUT_ALIGN divides F too
+    MAPPED: tl.constexpr,  # these as in bags_kernel, and OUT_ALIGN divides F too
+    BITS: tl.constexpr,
     ALIGN: tl.constexpr,
     OUT_ALIGN: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -81,7 +84,7 @@ def rows_kernel(
     table = fields_ptr + tl.program_id(1).to(tl.int64) * FIELDS
     at = rb.to(tl.int64) * stride_ib + tl.load(table + COLUMN) * stride_ic
     one = (rb < B).to(tl.int32)
-    values = _sum(table, indices_ptr, None, at, one, 1, BITS, ALIGN, 1, BLOCK_B, BLOCK_D)
+    values = _sum(table, indices_ptr, None, at, one, 1, MAPPED, BITS, ALIGN, 1, BLOCK_B, BLOCK_D)
     _store(table, bad_ptr, out_ptr, values, rb, B, F, OUT_WIDTH, OUT_ALIGN, BLOCK_D)
 
 
@@ -93,6 +96,7 @@ def _sum(
     begin,  # [BB] int64: where a bag's indices begin
     length,  # [BB] int32
     longest,  # of the lengths
+    MAPPED: tl.constexpr,
     BITS: tl.constexpr,
     ALIGN: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -102,11 +106,17 @@ def _sum(
     """The sums of bags, float32 ``[BB, BLOCK_D]``: NaN in those that have an index outside the table."""
     if BITS == 0:
         if tl.load(table + CODE_BITS) == 8:
-            acc = _sum_of(table, indices_ptr, weights_ptr, begin, length, longest, 8, ALIGN, UNROLL, BLOCK_B, BLOCK_D)
+            acc = _sum_of(
+                table, indices_ptr, weights_ptr, begin, length, longest, MAPPED, 8, ALIGN, UNROLL, BLOCK_B, BLOCK_D
+            )
         else:
-            acc = _sum_of(table, indices_ptr, weights_ptr, begin, length, longest, 4, ALIGN, UNROLL, BLOCK_B, BLOCK_D)
+            acc = _sum_of(
+                table, indices_ptr, weights_ptr, begin, length, longest, MAPPED, 4, ALIGN, UNROLL, BLOCK_B, BLOCK_D
+            )
     else:
-        acc = _sum_of(table, indices_ptr, weights_ptr, begin, length, longest, BITS, ALIGN, UNROLL, BLOCK_B, BLOCK_D)
+        acc = _sum_of(
+            table, indices_ptr, weights_ptr, begin, length, longest, MAPPED, BITS, ALIGN, UNROLL, BLOCK_B, BLOCK_D
+        )
     return acc
 
 
@@ -118,6 +128,7 @@ def _sum_of(
     begin,
     length,
     longest,
+    MAPPED: tl.constexpr,
     BITS: tl.constexpr,
     ALIGN: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -140,6 +151,11 @@ def _sum_of(
             indices += (tl.load(indices_ptr + begin + (j + u), mask=j + u < length, other=0),)
             if weights_ptr is not None:
                 weights += (tl.load(weights_ptr + begin + (j + u), mask=j + u < length, other=0.0),)
+        if MAPPED:
+            mapped = ()
+            for u in tl.static_range(UNROLL):
+                mapped += (_row_of(table, indices[u].to(tl.int64), j + u < length),)
+            indices = mapped
         reads, codes, pairs = (), (), ()
         for u in tl.static_range(UNROLL):
             read = (j + u < length) & (indices[u] >= 0) & (indices[u] < rows)
@@ -160,6 +176,18 @@ def _sum_of(
                 values *= weights[u][:, None]
             acc += values  # 0 where the bag has no more indices; and a sum is never -0
     return acc
+
+
+@triton.jit
+def _row_of(table, index, here):
+    """Ids int64 ``[BB]`` as rows of the table, -1 for those that it does not have."""
+    inside = (index >= 0) & (index < tl.load(table + IDS))
+    row = tl.where(inside, index, tl.load(table + OOV))
+    remap = tl.load(table + REMAP)
+    remapped = remap + tl.zeros_like(row) != 0
+    at = remap.to(tl.pointer_type(tl.int32)) + row
+    stored = tl.load(at, mask=here & (row >= 0) & remapped, other=-1)
+    return tl.where(remapped, stored.to(tl.int64), row)
 
 
 @triton.jit

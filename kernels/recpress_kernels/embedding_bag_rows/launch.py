@@ -36,18 +36,20 @@ class Config:
 class Kind:
     """What a kernel is compiled for: all that the tables of a call have in common.
 
-    ``bits`` is 0 where int8 and int4 are mixed, ``align`` in bytes, ``out_align`` in values, ``dim`` the largest.
+    ``bits`` is 0 where int8 and int4 are mixed, ``align`` in bytes, ``out_align`` in values, ``dim`` the largest;
+    ``mapped`` where ids of some table are mapped to rows on the way.
     """
 
     bits: int
     align: int
     out_align: int
     dim: int
+    mapped: bool = False
 
 
-def kind_of(bits: Sequence[int], aligns: Sequence[int], dims: Sequence[int]) -> Kind:
+def kind_of(bits: Sequence[int], aligns: Sequence[int], dims: Sequence[int], *, mapped: bool = False) -> Kind:
     """The kind of tables of these bits, alignments and widths."""
-    return Kind(bits[0] if len(set(bits)) == 1 else 0, min(aligns), math.gcd(4, *dims), max(dims))
+    return Kind(bits[0] if len(set(bits)) == 1 else 0, min(aligns), math.gcd(4, *dims), max(dims), mapped)
 
 
 def row_align(address: int, stride: int, width: int, reach: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.embedding_bag_rows import cpu, reference
-from recpress_kernels.embedding_bag_rows.bounds import check_bags
+from recpress_kernels.embedding_bag_rows.bounds import check_bags, rows_of_bags
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.embedding_bag_rows.tables import RowTables, tables_problem
 from recpress_kernels.errors import KernelInputError
@@ -35,7 +35,7 @@ def embedding_bag_rows(
     Args:
         tables: T tensors uint8 in the form of formats/rows.py, at least one: ``[rows_t, dim_t + 4]`` of int8 or
             ``[rows_t, ceil(dim_t / 2) + 4]`` of int4, mixed as one likes. Or RowTables, which are described once and
-            save 2 us a table and call, on a GPU a copy to it; their columns mean nothing here.
+            save 2 us a table and call, on a GPU a copy to it; their columns mean nothing here, their maps do.
         indices: int32 or int64 ``[L]``, all bags of table 0, then all of table 1, and so on.
         offsets: dtype of indices, ``[T * B + 1]``: bag b of table t is at ``offsets[t * B + b]`` up to
             ``offsets[t * B + b + 1]``; it begins with 0, never goes down and ends with L.
@@ -72,13 +72,14 @@ def _described(
     if dims is not None and list(dims) != tables.dims:
         raise KernelInputError(f"embedding_bag_rows: dims is {list(dims)}, RowTables have {tables.dims}; leave it out")
     if not direct(indices) and not (tables.on_gpu is not None and eager(indices)):
+        indices = rows_of_bags(tables.maps, indices, offsets)
         given = (list(tables.tables), indices, offsets, pooling, per_sample_weights)
         return torch.ops.recpress.embedding_bag_rows(*given, tables.dims_of_op)
     if reason := _bags_problem(tables.tables, indices, offsets, pooling, per_sample_weights):
         raise KernelInputError(f"embedding_bag_rows: {reason}")
     if tables.on_gpu is not None:
-        return _on_gpu(tables.on_gpu, tables.tables, indices, offsets, pooling, per_sample_weights)
-    operands = (tables.tables, indices, offsets, pooling, per_sample_weights, tables.dims, tables.width)
+        return _on_gpu(tables.on_gpu, indices, offsets, pooling, per_sample_weights)
+    operands = (tables.tables, indices, offsets, pooling, per_sample_weights, tables.dims, tables.width, tables.maps)
     return cpu.run(tables.address, *operands)
 
 
@@ -184,14 +185,14 @@ def _cuda(
     if described is None:
         check_bags(tables, indices, offsets)
         return reference.embedding_bag_rows(tables, indices, offsets, pooling, per_sample_weights, dims)
-    return _on_gpu(described, tables, indices, offsets, pooling, per_sample_weights)
+    return _on_gpu(described, indices, offsets, pooling, per_sample_weights)
 
 
-def _on_gpu(described, tables, indices, offsets, pooling, per_sample_weights) -> Tensor:
+def _on_gpu(described, indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None) -> Tensor:
     from recpress_kernels.embedding_bag_rows import cuda
 
     with torch.cuda.device(indices.device):
-        return cuda.embedding_bag_rows(described, tables, indices, offsets, pooling, per_sample_weights)
+        return cuda.embedding_bag_rows(described, indices, offsets, pooling, per_sample_weights)
 
 
 @torch.library.register_fake("recpress::embedding_bag_rows", lib=LIBRARY)

@@ -1,6 +1,8 @@
 """Tables as the native kernels take them, and single look-ups in many of them at once."""
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,11 +10,15 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.embedding_bag_rows import cpu
+from recpress_kernels.embedding_bag_rows.bounds import Maps, count_of
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.errors import IndexBoundsError, KernelInputError
 from recpress_kernels.formats.rows import LEVELS, TAIL_BYTES, bits_of, row_bytes
 from recpress_kernels.int8_linear.op import device_problem
 from recpress_kernels.library import direct, eager
+from recpress_kernels.map_ids.cpu import describe
+from recpress_kernels.map_ids.op import IdMap, map_problem
+from recpress_kernels.map_ids.reference import outside
 
 _WIDE = {torch.int32: 0, torch.int64: 1}
 
@@ -29,15 +35,21 @@ class RowTables:
             int8 or ``[rows_t, ceil(dim_t / 2) + 4]`` of int4.
         columns: for each table the column of the indices that it is looked up by; by default t for table t.
         dims: the width of each table's rows, which tells int8 from int4; None where all are int8.
+        maps: for each table what map_ids does to its indices before the look-up, here in the same call, or None for
+            nothing; None where no table has one.
 
     Raises:
-        KernelInputError: a table has another dtype, shape or device, or the columns or dims do not fit.
+        KernelInputError: a table has another dtype, shape or device, or the columns, dims or maps do not fit.
     """
 
-    __slots__ = ("_described", "address", "columns", "dims", "needs", "on_gpu", "tables", "width")
+    __slots__ = ("_described", "address", "columns", "dims", "maps", "needs", "on_gpu", "tables", "width")
 
     def __init__(
-        self, tables: Sequence[Tensor], columns: Sequence[int] | None = None, dims: Sequence[int] | None = None
+        self,
+        tables: Sequence[Tensor],
+        columns: Sequence[int] | None = None,
+        dims: Sequence[int] | None = None,
+        maps: Maps | None = None,
     ) -> None:
         self.columns = tuple(range(len(tables)) if columns is None else columns)
         if not tables or len(self.columns) != len(tables) or min(self.columns) < 0:
@@ -47,21 +59,31 @@ class RowTables:
             )
         if problem := tables_problem(tables, dims):
             raise KernelInputError(f"RowTables: {problem}")
+        if problem := _maps_problem(tables, maps):
+            raise KernelInputError(f"RowTables: {problem}")
         self.tables = tuple(table.detach() for table in tables)
+        self.maps = None if maps is None or not any(maps) else tuple(map(_contiguous, maps))
         self.dims = widths(tables, dims)
         """The width of each table's rows."""
         self.width = sum(self.dims)
         self.needs = max(self.columns) + 1
         here = self.tables[0].device.type
-        self._described = cpu.describe(self.tables, self.dims, self.columns) if here == "cpu" else None
-        self.address = None if self._described is None else self._described.buffer_info()[0]
-        self.on_gpu = _describe_on_gpu(self.tables, self.dims, self.columns) if here == "cuda" else None
+        self._described = self._describe() if here == "cpu" else (None,)
+        described = self._described[0]
+        self.address = None if described is None else described.buffer_info()[0]
+        self.on_gpu = _describe_on_gpu(self) if here == "cuda" else None
+
+    def _describe(self) -> tuple[array | None, list[array | None]]:
+        """The tables and their maps for the native kernels; the former hold addresses of the latter."""
+        maps = [None if m is None else describe(m.rows, m.oov_row, m.remap) for m in self.maps or [None] * len(self)]
+        at = [0 if m is None else m.buffer_info()[0] for m in maps]
+        return cpu.describe(self.tables, self.dims, self.columns, at), maps
 
     def __len__(self) -> int:
         return len(self.tables)
 
     def __reduce__(self):
-        return RowTables, (self.tables, self.columns, self.dims)
+        return RowTables, (self.tables, self.columns, self.dims, self.maps)
 
     @property
     def dims_of_op(self) -> list[int] | None:
@@ -69,10 +91,10 @@ class RowTables:
         return None if self.dims == widths(self.tables, None) else self.dims
 
 
-def _describe_on_gpu(tables: Sequence[Tensor], dims: Sequence[int], columns: Sequence[int]):
+def _describe_on_gpu(tables: RowTables):
     from recpress_kernels.embedding_bag_rows import cuda  # on first use: triton exists on Linux alone
 
-    return cuda.describe(tables, dims, columns)
+    return cuda.describe(tables.tables, tables.dims, tables.columns, tables.maps)
 
 
 def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str | None:
@@ -92,6 +114,34 @@ def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str 
         if table.device != device:
             return f"{_told(t, table)} on {table.device}, table 0 on {device}; move them to one device"
     return None
+
+
+def _maps_problem(tables: Sequence[Tensor], maps: Maps | None) -> str | None:
+    """Why ``maps`` are none of these tables, or None. What a remap holds is checked here, once."""
+    if maps is None:
+        return None
+    if len(maps) != len(tables):
+        return f"{len(maps)} maps for {len(tables)} tables; give one or None for each"
+    for t, (table, m) in enumerate(zip(tables, maps, strict=True)):
+        if m is None:
+            continue
+        if problem := map_problem(m.rows, m.oov_row, m.remap):
+            return f"the map of table {t}: {problem}"
+        stored = table.shape[0]
+        if m.remap is None and m.rows > stored:
+            return f"the map of table {t} has ids up to {m.rows - 1}, the table {stored} rows; give as many, or a remap"
+        if m.remap is not None and m.remap.device != table.device:
+            return (
+                f"the remap of table {t} is on {m.remap.device}, the table on {table.device}; move them to one device"
+            )
+        if m.remap is not None and bool(outside(m.remap, stored).any()):
+            at = int(outside(m.remap, stored).nonzero()[0])
+            return f"the remap of table {t} takes id {at} to row {int(m.remap[at])}; allowed are 0 to {stored - 1}"
+    return None
+
+
+def _contiguous(m: IdMap | None) -> IdMap | None:
+    return m if m is None or m.remap is None else replace(m, remap=m.remap.detach().contiguous())
 
 
 def _told(t: int, table: Tensor) -> str:
@@ -161,7 +211,9 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
         return torch.cat([front, look_up_rows(tables, indices)], dim=1)
     if direct(indices):
         check_rows(tables, indices)
-    flat = indices[:, list(tables.columns)].t().reshape(-1)
+    maps = tables.maps or [None] * len(tables)
+    ids = [indices[:, column] for column in tables.columns]
+    flat = torch.cat([part if m is None else m(part) for m, part in zip(maps, ids, strict=True)])
     offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
     return torch.ops.recpress.embedding_bag_rows(list(tables.tables), flat, offsets, "sum", None, tables.dims_of_op)
 
@@ -182,10 +234,13 @@ def check_rows(tables: RowTables, indices: Tensor) -> None:
         IndexBoundsError: names the table, the row and column, the value and the bound.
     """
     for t, (table, column) in enumerate(zip(tables.tables, tables.columns, strict=True)):
-        bad = (indices[:, column] < 0) | (indices[:, column] >= table.shape[0])
+        count = count_of(table, tables.maps and tables.maps[t])
+        if count is None:
+            continue
+        bad = outside(indices[:, column], count)
         if bad.any():
             row = int(bad.nonzero()[0])
             raise IndexBoundsError(
                 f"look_up_rows: index {int(indices[row, column])} at row {row}, column {column} is outside table {t}; "
-                f"allowed are 0 to {table.shape[0] - 1}"
+                f"allowed are 0 to {count - 1}"
             )

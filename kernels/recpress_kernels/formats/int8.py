@@ -1,8 +1,7 @@
 """Dense weights as int8 ``[out, in]`` with one float32 scale an output channel.
 
-Symmetric: ``w ~ scale[o] * q[o, i]`` with ``scale[o] = max_i |w[o, i]| / 127`` and
-``q = clamp(round(w / scale), -127, 127)``, rounded half to even; 63 in place of 127 with weights of 7 bits. A
-channel of zeros gets scale 1.
+The symmetric quantiser of affine.py, a channel at a time, on levels -127 to 127 (-63 to 63 with weights of 7 bits):
+``w ~ scale[o] * q[o, i]``. A channel of zeros gets scale 1.
 The operands of ``torch.ops.recpress.int8_linear`` are in this form.
 """
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.formats.affine import quantize_symmetric, symmetric
+from recpress_kernels.formats.affine import dequantize_symmetric, extremes, largest_level, quantize_symmetric, symmetric
 
-QMAX = 127
+QMAX = largest_level(8)
 MAX_IN_FEATURES = (2**31 - 1) // (QMAX * QMAX)
 """The longest sum of products of two values in [-127, 127] that an int32 is sure to hold: 133,144."""
 _MAX_WITH_128 = (2**31 - 1) // (QMAX * 128)
@@ -33,18 +32,18 @@ def quantize_per_channel(weight: Tensor, *, weight_bits: int = 8) -> tuple[Tenso
         )
     if weight_bits not in (7, 8):
         raise KernelInputError(f"weight_bits is {weight_bits!r}; allowed are 7 and 8")
-    qmax = QMAX if weight_bits == 8 else QMAX // 2
+    largest = largest_level(weight_bits)
     w = weight.detach().float()
     if not torch.isfinite(w).all():
         raise KernelInputError("weight holds NaN or infinity; find where training diverged before compressing")
-    absmax = w.abs().amax(dim=1) if w.shape[1] else w.new_zeros(w.shape[0])
-    scale = symmetric(absmax, qmax)
-    return quantize_symmetric(w, scale[:, None], qmax), scale
+    low, high = extremes(w)
+    scale = symmetric(torch.maximum(-low, high), largest)
+    return quantize_symmetric(w, scale[:, None], largest), scale
 
 
 def dequantize_per_channel(q: Tensor, scale: Tensor) -> Tensor:
     """``scale[o] * q[o, i]`` as float32 ``[out, in]``."""
-    return q.float() * scale[:, None]
+    return dequantize_symmetric(q, scale[:, None])
 
 
 def weight_problem(

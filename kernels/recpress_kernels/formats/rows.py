@@ -5,8 +5,9 @@ the bias as little-endian float16. Two int4 codes share a byte, the even value i
 an odd row is 0. Value ``i`` of the row is ``scale * code[i] + bias`` (asymmetric, 256 or 16 levels). The layout
 follows the row-wise quantised tables of FBGEMM, with its 4-bit rows' float16 pair.
 
-The bias is rounded down and the scale rounded up to float16 before the codes are chosen, so that the row lies inside
-the range that is stored and no value is clipped; the codes are then the nearest to the values under the stored pair.
+It is the quantiser with a real offset of affine.py, a row at a time, the pair rounded outwards to float16 before the
+codes are chosen: ``bias`` is the least value rounded down, ``scale`` the step from there to the largest value rounded
+up. So the row lies inside the range that is stored and no value is clipped; the codes are the nearest under that pair.
 A row of equal values representable in float16 is exact.
 
 Tables larger than memory: give a memory-mapped ``table`` and ``out`` (``torch.from_file``, ``torch.from_numpy`` of a
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from recpress_kernels import native
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.affine import dequantize_offset, quantize_offset
 from recpress_kernels.formats.rows_search import greedy_pair, range_pair
 
 TAIL_BYTES = 4
-LEVELS = {8: 255, 4: 15}
-"""The largest code, by the bits of a code."""
+LEVELS = {8: 256, 4: 16}
+"""How many codes there are, by the bits of a code."""
 SEARCHES = ("range", "greedy")
 FLOAT16_MAX = torch.finfo(torch.float16).max
 CHUNK_ROWS = {"range": 1 << 16, "greedy": 1 << 11}
@@ -150,8 +152,7 @@ def _check_values(chunk: Tensor, begin: int) -> None:
 
 def _quantize_chunk(chunk: Tensor, bits: int, search: str, out: Tensor) -> None:
     scale, bias = (range_pair if search == "range" else greedy_pair)(chunk, LEVELS[bits])
-    step = torch.where(scale > 0, scale.float(), 1.0)
-    codes = torch.round((chunk - bias.float()[:, None]) / step[:, None]).clamp_(0, LEVELS[bits]).to(torch.uint8)
+    codes = quantize_offset(chunk, scale.float()[:, None], bias.float()[:, None], LEVELS[bits]).to(torch.uint8)
     if bits == 4:
         pairs = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
         codes = pairs[:, ::2] | pairs[:, 1::2] << 4
@@ -188,4 +189,4 @@ def dequantize_rows(packed: Tensor, dim: int) -> Tensor:
 
 
 def _values(codes: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return codes.float() * scale.float()[:, None] + bias.float()[:, None]
+    return dequantize_offset(codes, scale.float()[:, None], bias.float()[:, None])

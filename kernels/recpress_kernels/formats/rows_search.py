@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from recpress_kernels.formats.affine import dequantize_offset, quantize_offset, step
+
 BINS, MOST = 200, 0.16
 """The greedy search moves an end by the 200th part of a row's range and stops when 16 % of it are cut off."""
 _GAIN = 1 - 1e-6
@@ -44,7 +46,7 @@ def greedy_pair(chunk: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 
 def _pair(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     bias = _to_float16(low, toward=-float("inf"))
-    return _to_float16((high - bias.float()) / levels, toward=float("inf")), bias
+    return _to_float16(step(bias.float(), high, levels), toward=float("inf")), bias
 
 
 def _to_float16(x: Tensor, *, toward: float) -> Tensor:
@@ -58,5 +60,5 @@ def _to_float16(x: Tensor, *, toward: float) -> Tensor:
 def _squared_error(chunk: Tensor, scale: Tensor, bias: Tensor, levels: int) -> Tensor:
     """float64 ``[rows]``."""
     scale, bias = scale.float()[:, None], bias.float()[:, None]
-    codes = (chunk - bias).div_(torch.where(scale > 0, scale, 1.0)).round_().clamp_(0, levels)
-    return codes.mul_(scale).add_(bias).sub_(chunk).square_().sum(dim=1, dtype=torch.float64)
+    codes = quantize_offset(chunk, scale, bias, levels)
+    return dequantize_offset(codes, scale, bias).sub_(chunk).square_().sum(dim=1, dtype=torch.float64)

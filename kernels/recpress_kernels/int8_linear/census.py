@@ -174,8 +174,8 @@ def _cross_cases() -> Iterator[Case]:
     for tile in launch.MMA_TILES:
         for target in ("sm_80", "sm_120"):
             chosen = replace(tile, halves=halves(_device(target), tile.block_m))
-            yield gemm(chosen, targets=(target,), note=" cross", **options)
-    large = replace(launch.MMA_TILES[0], halves=halves(_device("sm_80"), 128))
+            yield gemm(launch.with_cross(chosen, _device(target)), targets=(target,), note=" cross", **options)
+    large = launch.with_cross(launch.MMA_TILES[0], _device("sm_80"))
     yield gemm(large, "*fp32", targets=("sm_80",), note=" cross fp32", **options)
     for tile in launch.WGMMA_TILES[:3]:
         wide = launch.with_cross(tile, _device("sm_90"))

@@ -2,10 +2,7 @@
 
 For a row x of K values (float32; float16 and bfloat16 are widened first) and int8 weights w ``[N, K]``::
 
-    lo      = min(0, min_k x[k])           hi = max(0, max_k x[k])
-    scale   = (hi - lo) / 127              1 where that is 0
-    zero    = clamp(rne(-lo / scale), 0, 127)
-    q[k]    = clamp(rne(x[k] / scale) + zero, 0, 127)
+    scale, zero, q[k]                                                the affine quantiser of 128 levels over the row
     acc[n]  = sum_k (q[k] - zero) * w[n, k]                          int32, exact
     y[n]    = (acc[n] * scale) * weight_scale[n] + bias[n]           float32
     y[n]    = activation(y[n])                                       float32, then to the dtype of x
@@ -13,10 +10,10 @@ For a row x of K values (float32; float16 and bfloat16 are widened first) and in
 With calibrated ``x_scale`` and ``x_zero_point`` these stand for scale and zero in every row; x may then be uint8 and
 is q itself (y is float32). With ``out_scale`` and ``out_zero_point`` the result is uint8 for the next layer::
 
-    o[n]    = clamp(rne(y[n] / out_scale) + out_zero_point, 0, 127)
+    o[n]    = Q(y[n]) by that pair
 
-``/`` is IEEE division in float32 and ``rne`` rounds half to even. q, zero and acc are the same bits on every
-device; y may differ in its last bits, since a device may fuse the multiplication with the addition.
+The quantiser stands in formats/affine.py, with its roundings. q, zero and acc are the same bits on every device; y may
+differ in its last bits, since a device may fuse the multiplication with the addition.
 
 Why 7 bits and a zero point: q - zero lies in [-127, 127], which an s8 tensor core takes as it is; q lies in
 [0, 127], on which the CPU's ``vpmaddubsw`` cannot saturate (2 * 127 * 127 < 2^15); and after a ReLU, where
@@ -30,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from recpress_kernels.errors import KernelInputError
+from recpress_kernels.formats.affine import ACTIVATION_LEVELS, affine, extremes, quantize_affine
 
-ACTIVATION_QMAX = 127
 FUNCTIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
@@ -47,21 +44,11 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A row that is not finite has scale NaN and zeros for its values.
     """
-    x = x.float()
-    zero_column = x.new_zeros(x.shape[0], 1)
-    padded = torch.cat([x, zero_column], dim=1)
-    lo, hi = padded.amin(dim=1), padded.amax(dim=1)
-    span = hi - lo
-    finite = torch.isfinite(span)
-    scale = span / ACTIVATION_QMAX
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    safe = torch.where(finite, scale, torch.ones_like(scale))[:, None]
-    x = torch.where(finite[:, None], x, torch.zeros_like(x))
-    lo = torch.where(finite, lo, torch.zeros_like(lo))[:, None]
-    zero = torch.round(-lo / safe).clamp(0, ACTIVATION_QMAX)
-    q = (torch.round(x / safe) + zero).clamp(0, ACTIVATION_QMAX)
-    scale = torch.where(finite, scale, torch.full_like(scale, torch.nan))
-    return (q - zero).to(torch.int8), scale
+    low, high = extremes(x.float())
+    finite = torch.isfinite(high - low)
+    scale, zero = affine(torch.where(finite, low, 0.0), torch.where(finite, high, 0.0), ACTIVATION_LEVELS)
+    q = _codes(x, finite, scale[:, None], zero[:, None])
+    return q, torch.where(finite, scale, torch.nan)
 
 
 def quantize_static(x: Tensor, x_scale: Tensor, x_zero_point: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,19 +57,21 @@ def quantize_static(x: Tensor, x_scale: Tensor, x_zero_point: Tensor) -> tuple[T
     Raises:
         KernelInputError: x is uint8 and holds a value above 127.
     """
-    scale = x_scale.float().expand(x.shape[0])
+    scale = x_scale.expand(x.shape[0])
     if x.dtype == torch.uint8:
-        if x.numel() and int(x.amax()) > ACTIVATION_QMAX:
+        if x.numel() and int(x.amax()) >= ACTIVATION_LEVELS:
             raise KernelInputError(
                 "int8_linear: x is quantised already and holds a value above 127; allowed are 0 to 127"
             )
         return (x.to(torch.int16) - x_zero_point.to(torch.int16)).to(torch.int8), scale
-    x = x.float()
     finite = torch.isfinite(x).all(dim=1)
-    x = torch.where(finite[:, None], x, torch.zeros_like(x))
-    q = (torch.round(x / x_scale) + x_zero_point).clamp(0, ACTIVATION_QMAX) - x_zero_point
-    q = torch.where(finite[:, None], q, torch.zeros_like(q))
-    return q.to(torch.int8), torch.where(finite, scale, torch.full_like(scale, torch.nan))
+    return _codes(x, finite, x_scale, x_zero_point), torch.where(finite, scale, torch.nan)
+
+
+def _codes(x: Tensor, finite: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``q - zero`` int8 of the rows of ``x`` that are ``finite`` ``[M]``, zeros of the others."""
+    x = torch.where(finite[:, None], x.float(), 0.0)
+    return (quantize_affine(x, scale, zero_point, ACTIVATION_LEVELS) - zero_point).to(torch.int8)
 
 
 def accumulate(q: Tensor, weight: Tensor) -> Tensor:
@@ -107,7 +96,7 @@ def quantize_output(y: Tensor, out_scale: Tensor, out_zero_point: Tensor, *, op:
             f"{op}: the output holds NaN, which a quantised output cannot express: x has NaN or infinity in some "
             "row; leave out_scale away to get NaN in that row, or find where x came from"
         )
-    return (torch.round(y / out_scale) + out_zero_point).clamp(0, ACTIVATION_QMAX).to(torch.uint8)
+    return quantize_affine(y, out_scale, out_zero_point, ACTIVATION_LEVELS).to(torch.uint8)
 
 
 def int8_linear(

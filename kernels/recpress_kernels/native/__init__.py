@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 9
+_ABI = 10
 
 STACK = -10
 FLOAT_INPUTS = -13
@@ -99,6 +99,7 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         *(pointer, int64, int64, pointer, int32),
     ]
     library.recpress_quantize_rows.argtypes = [pointer, int64, int64, int64, int32, pointer, int64, int32]
+    library.recpress_map_ids.argtypes = [pointer, pointer, int64, int32, pointer]
     library.recpress_dots.argtypes = [
         *(pointer, *[int64] * 5, int32, pointer, int64, int64),
         *(int32, pointer, int32, ctypes.c_float, int32, int32),
@@ -118,6 +119,8 @@ bags = _library.recpress_bags if _library else None
 """``recpress_bags`` of entry_bags.cpp."""
 rows = _library.recpress_rows if _library else None
 """``recpress_rows`` of entry_bags.cpp."""
+map_ids = _library.recpress_map_ids if _library else None
+"""``recpress_map_ids`` of entry_bags.cpp."""
 quantize_rows = _library.recpress_quantize_rows if _library else None
 """``recpress_quantize_rows`` of entry_bags.cpp."""
 dots = _library.recpress_dots if _library else None

@@ -109,11 +109,18 @@ Status run_vnni(const Call& call);
 
 constexpr int kTail = 4;  // bytes behind the codes of a row: its scale and its bias, float16
 
+struct IdMap {
+    int64_t count;         // ids are 0 to count - 1
+    int64_t oov;           // what others become, before the remap; -1: they are an error
+    const int32_t* remap;  // [count], the stored row of each id, or null where they are the same
+};
+
 struct Table {
     const uint8_t* rows;  // uint8 [count, ceil(dim * bits / 8) + kTail], row i at i * stride
     int64_t count, stride, dim;
     int64_t column;  // of the indices, for single look-ups
     int64_t bits;    // of a code: 8, or 4 with the even code in the low half of its byte
+    const IdMap* map;  // from the ids of the call to rows, or null where they are rows
 };
 
 struct Bags {

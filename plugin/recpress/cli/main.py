@@ -133,12 +133,14 @@ def serve(
 
 
 class Benchmark(str, Enum):
-    """Benchmarks by name; each is a module of ``recpress_kernels.bench`` with options of its own."""
+    """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of what
+    compressing itself takes, in ``recpress.bench``."""
 
     int8 = "int8"
     sparse24 = "sparse24"
     tables = "tables"
     dlrm = "dlrm"
+    quantize = "quantize"
 
 
 @app.command(
@@ -146,7 +148,8 @@ class Benchmark(str, Enum):
 )
 def bench(context: typer.Context, name: Benchmark) -> None:
     """Measure beside other libraries and print ratios: bench NAME [--json FILE]; bench NAME --help lists more."""
-    import_module(f"recpress_kernels.bench.{name.value}").main(context.args)
+    package = "recpress.bench" if name is Benchmark.quantize else "recpress_kernels.bench"
+    import_module(f"{package}.{name.value}").main(context.args)
 
 
 @app.command()

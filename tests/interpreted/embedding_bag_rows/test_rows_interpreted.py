@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.rows_oracle import EQUAL, MIXED, ONE_TABLE, UNEQUAL, Bags, bags, expected, padded, same, table
+from support.rows_oracle import EQUAL, MIXED, ONE_TABLE, UNEQUAL, Bags, bags, expected, mapped_bags, padded, same, table
 
 import recpress_kernels as rk
 from recpress_kernels.embedding_bag_rows import cuda, kernel
@@ -18,7 +18,7 @@ POOLINGS = (("sum", False), ("mean", False), ("sum", True))
 
 def run(b: Bags, pooling: str = "sum", weights=None, config: Config | None = None) -> torch.Tensor:
     described = cuda.describe(b.tables, b.dims, range(len(b.tables)))
-    return cuda.embedding_bag_rows(described, b.tables, b.indices, b.offsets, pooling, weights, config=config)
+    return cuda.embedding_bag_rows(described, b.indices, b.offsets, pooling, weights, config=config)
 
 
 @pytest.mark.parametrize("shape", ONE_TABLE, ids=str)
@@ -91,7 +91,7 @@ def test_an_index_outside_its_table_is_named_and_read_nowhere(monkeypatch, value
     monkeypatch.setattr(cuda, "_capturing", lambda on: True)  # nothing can wait, nothing is raised
     with pytest.raises(KernelInputError, match="make RowTables"):
         cuda.describe(b.tables, b.dims, range(3))
-    given = cuda.embedding_bag_rows(described, b.tables, b.indices, b.offsets, "sum")
+    given = cuda.embedding_bag_rows(described, b.indices, b.offsets, "sum")
     bag = int((b.offsets[4:9] > at).nonzero()[0]) - 1
     assert given[bag, 64:128].isnan().all()
     given[bag, 64:128] = want[bag, 64:128]
@@ -142,20 +142,41 @@ def test_a_look_up_outside_its_table_is_asked_about():
         cuda.look_up_rows(described, torch.tensor([[4, 2], [2, 3]]), None, never)
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_ids_are_mapped_on_the_way(batch):
+    b, maps, ids = mapped_bags(batch)
+    described = cuda.describe(b.tables, b.dims, range(4), maps)
+    assert described.kind.mapped
+    for pooling, weights in (("mean", None), ("sum", b.weights)):
+        given = cuda.embedding_bag_rows(described, ids, b.offsets, pooling, weights)
+        same(given, expected(b, pooling, weights))
+
+
+def test_an_id_without_a_policy_outside_its_table_is_named():
+    b, maps, ids = mapped_bags(5)
+    at = int(b.offsets[15])
+    ids[at] = 12
+    with pytest.raises(IndexBoundsError, match=f"index 12 at position {at} is outside table 3; allowed are 0 to 11"):
+        cuda.embedding_bag_rows(cuda.describe(b.tables, b.dims, range(4), maps), ids, b.offsets, "sum")
+
+
 def test_row_tables_are_described_once_and_lead_to_the_kernels(monkeypatch):
     """All of the way but the device: RowTables as they would be on a GPU."""
     b = bags(MIXED, 3, 4)
-    tables = rk.RowTables(b.tables, None, b.dims)
-    tables.on_gpu, tables.address = cuda.describe(b.tables, b.dims, tables.columns), None
+    maps = [None, rk.IdMap(9, 3), None, rk.IdMap(3, -1, torch.tensor([4, 0, 2], dtype=torch.int32))]
+    tables = rk.RowTables(b.tables, None, b.dims, maps)
+    tables.on_gpu, tables.address = cuda.describe(b.tables, b.dims, tables.columns, tables.maps), None
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     launches = []
     for name in ("bags_kernel", "rows_kernel"):
         function = getattr(kernel, name)
         stand_in = Counted(function, launches, name)
         monkeypatch.setattr(kernel, name, stand_in)
+    b.indices[b.offsets[9] :] = 2  # which is row 2
     same(rk.embedding_bag_rows(tables, b.indices, b.offsets), expected(b))
-    ids, front = torch.tensor([[0, 1, 0, 4], [29, 8, 0, 0]]), torch.randn(2, 3)
-    looked = Bags(b.tables, ids.t().reshape(-1), torch.arange(9), None, b.dims)
+    ids, front = torch.tensor([[0, 1, 0, 0], [29, -9, 0, 1]]), torch.randn(2, 3)
+    rows = torch.tensor([0, 29, 1, 3, 0, 0, 4, 0])
+    looked = Bags(b.tables, rows, torch.arange(9), None, b.dims)
     same(rk.look_up_rows(tables, ids, front), torch.cat([front, expected(looked)], dim=1))
     assert launches == ["bags_kernel", "rows_kernel"]
     ids[1, 2] = 1

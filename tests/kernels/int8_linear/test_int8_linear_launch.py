@@ -54,11 +54,12 @@ def test_hopper_takes_descriptors_where_rows_allow():
     assert choose(4096, 1024, 479, H100, quantized=False, aligned=False).route == "gemm"
 
 
-def test_a_cross_layer_takes_more_warps_for_the_largest_tile_of_hopper():
+def test_a_cross_layer_takes_another_form_of_the_largest_tile_alone():
     large, middle = WGMMA_TILES[:2]
     assert with_cross(large, H100) == replace(large, num_warps=8)
-    assert with_cross(middle, H100) == middle
-    assert with_cross(MMA_TILES[0], A100) == MMA_TILES[0]
+    assert with_cross(MMA_TILES[0], RTX4090) == replace(MMA_TILES[0], halves=2)
+    for config, device in ((middle, H100), (MMA_TILES[1], A100), (MMA_TILES[0], MI300), (MMA_TILES[0], RTX5090)):
+        assert with_cross(config, device) == config
 
 
 def test_halves_only_where_full_width_compiles_badly():

@@ -10,7 +10,7 @@ from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.lower_tables import lower_tables
 from recpress.errors import IndexBoundsError
-from recpress.layers import Int8Embedding, Int8EmbeddingBag
+from recpress.layers import RowsEmbedding, RowsEmbeddingBag
 from recpress_kernels import RowTables, embedding_bag_rows, int8_mlp_packed, look_up_rows, unpack
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 from recpress_kernels.formats.sparse24 import Sparse24
@@ -23,7 +23,9 @@ ROWS = (40, 7, 30, 11)
 
 def embeddings(*dims):
     torch.manual_seed(1)
-    return nn.ModuleList(Int8Embedding.from_embedding(nn.Embedding(n, d)) for n, d in zip(ROWS, dims, strict=False))
+    return nn.ModuleList(
+        RowsEmbedding.from_embedding(nn.Embedding(n, d), "int8") for n, d in zip(ROWS, dims, strict=False)
+    )
 
 
 def ids(batch, dtype=torch.int64):
@@ -129,7 +131,7 @@ class Bags(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(2)
-        self.bag = Int8EmbeddingBag.from_embedding_bag(nn.EmbeddingBag(50, 8, mode="mean"))
+        self.bag = RowsEmbeddingBag.from_embedding_bag(nn.EmbeddingBag(50, 8, mode="mean"), "int8")
         self.register_buffer("rows", quantize_rows_int8(torch.randn(50, 8)))
 
     def forward(self, x, sparse):
@@ -216,6 +218,20 @@ def test_a_loaded_model_holds_what_it_reads_and_says_what_runs(artifact, compres
     dense, sparse = small_inputs(9, seed=4)
     want = compressed.model(dense, sparse)
     torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["logit"], want, rtol=0, atol=1e-5)
+
+
+def test_int4_and_int8_tables_are_exported_and_loaded(tmp_path):
+    compressed = recpress.compress(small_model(), recpress.Recipe(embedding="int4", overrides={"tables.1": "int8"}))
+    schemes = [row.scheme[:4] for row in compressed.report.rows if row.layer.startswith("Embedding")]
+    assert schemes == ["int4", "int8", "int4"]
+    recpress.export(compressed, tmp_path / "a", example_inputs=small_inputs(8), input_names=("dense", "sparse"))
+    model = recpress.load(tmp_path / "a")
+    assert model.manifest.recipe.embedding == "int4" and not model.manifest.golden.blind
+    (tables,) = [v for v in vars(model.module).values() if isinstance(v, RowTables)]
+    assert [t.shape[1] for t in tables.tables] == [8, 12] and tables.dims == [8, 8]
+    dense, sparse = small_inputs(9, seed=4)
+    want = compressed.model(dense, sparse)
+    torch.testing.assert_close(model.score({"dense": dense, "sparse": sparse})["output"], want, rtol=0, atol=1e-5)
 
 
 def test_layers_of_both_kinds_become_one_call(tmp_path):

@@ -1,0 +1,1 @@
+"""What compression itself costs, measured; the kernels' benchmarks are in ``recpress_kernels.bench``."""
