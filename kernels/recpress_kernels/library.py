@@ -13,4 +13,9 @@ def direct(x: Tensor) -> bool:
 
     The torch dispatcher takes 4 to 7 us for an op written in Python, as much as a small layer at batch 1.
     """
-    return type(x) is Tensor and x.is_cpu and not (is_compiling() or _len_torch_dispatch_stack() or x.requires_grad)
+    return type(x) is Tensor and x.is_cpu and eager(x)
+
+
+def eager(x: Tensor) -> bool:
+    """Whether ``x``, on any device, may go past the dispatcher: a plain tensor, nothing traced."""
+    return type(x) is Tensor and not (is_compiling() or _len_torch_dispatch_stack() or x.requires_grad)

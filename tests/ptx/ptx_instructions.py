@@ -269,6 +269,11 @@ class Instructions:
         for predicate in second:
             self._write(predicate, inside.reshape(-1))
 
+    def _op_redux(self, i: Instruction) -> None:
+        kind = i.modifiers[-1]
+        lanes = warp.members(self._warps(i.operands[1], kind), self._warps(i.operands[2]), i.modifiers[1])
+        self._write(i.operands[0], lanes.reshape(-1))
+
     def _op_ldmatrix(self, i: Instruction) -> None:
         to, address = i.operands
         targets = list(to) if isinstance(to, Vector) else [to]

@@ -4,7 +4,8 @@
 and 1 become constants, multiples of 16 are told to the compiler), and writes into the tensors, which lie on a CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ _TYPES = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -33,6 +35,8 @@ class Emulated:
     Args:
         function: what @triton.jit made.
         writes: names of the arguments that it may store to; a store to others fails.
+        holds: for the name of an int64 argument ``[T, ...]``, and each of its columns that holds addresses, the T
+            tensors that they lie in, None for one that is 0; the kernel sees them where the emulator has put those.
         edit: changes the PTX before it runs, for tests of the emulator itself.
     """
 
@@ -43,9 +47,11 @@ class Emulated:
         *,
         target: str = "sm_80",
         order: Order = "in step",
+        holds: Mapping[str, Mapping[int, Sequence[torch.Tensor | None]]] = MappingProxyType({}),
         edit: Callable[[str], str] = lambda text: text,
     ) -> None:
         self.function, self.writes, self.target, self.order, self.edit = function, writes, target, order, edit
+        self.holds = holds
         self.launches = 0
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
@@ -67,6 +73,8 @@ class Emulated:
         for name in case.signature:
             value = given[name]
             tensor = value.base if isinstance(value, TensorDescriptor) else value
+            if name in self.holds:
+                tensor = _moved(tensor, self.holds[name], memory)
             if isinstance(tensor, torch.Tensor):
                 base = memory.place(_storage(tensor), writable=name in self.writes)
                 places[name] = (tensor, base)
@@ -112,6 +120,18 @@ class Emulated:
             num_warps=options.get("num_warps", 4),
             num_stages=options.get("num_stages", 3),
         )
+
+
+def _moved(
+    addresses: torch.Tensor, columns: Mapping[int, Sequence[torch.Tensor | None]], memory: GlobalMemory
+) -> torch.Tensor:
+    """``addresses`` whose ``columns`` point into their tensors where ``memory`` has them now."""
+    moved = addresses.clone()
+    for column, tensors in columns.items():
+        for row, tensor in zip(moved, tensors, strict=True):
+            if tensor is not None:
+                row[column] += memory.place(_storage(tensor)) - tensor.untyped_storage().data_ptr()
+    return moved
 
 
 def _descriptor(value: TensorDescriptor, widths: list[str]) -> list[int]:

@@ -49,6 +49,16 @@ def shuffle(mode: str, value: np.ndarray, by: np.ndarray, clamp: np.ndarray) -> 
     return np.take_along_axis(value, source, axis=1), inside
 
 
+def members(values: np.ndarray, masks: np.ndarray, operation: str) -> np.ndarray:
+    """redux.sync on ``[warps, 32]``: for each lane the largest or smallest of the lanes that its mask names."""
+    if operation not in ("max", "min"):
+        raise NotImplementedError(f"redux.sync.{operation}")
+    chosen = (masks[:, :, None] >> _LANE.astype(masks.dtype) & 1).astype(bool)  # [warps, lanes, members]
+    limits = np.iinfo(values.dtype)
+    others = np.where(chosen, values[:, None, :], limits.min if operation == "max" else limits.max)
+    return (others.max if operation == "max" else others.min)(axis=2).astype(values.dtype)
+
+
 def _bytes(words: list[np.ndarray], signed: bool) -> list[np.ndarray]:
     kind = np.int8 if signed else np.uint8
     return [np.ascontiguousarray(word).view(kind).reshape(*word.shape, 4).astype(np.int64) for word in words]

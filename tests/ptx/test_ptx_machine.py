@@ -250,6 +250,20 @@ def test_atomics_add_once_a_thread():
     assert execute(body, out=np.zeros(2, np.uint32)).tolist() == [sum(range(32)), 32]
 
 
+def test_redux_gives_each_lane_the_largest_of_those_it_names():
+    """Even lanes name the even ones, odd lanes the odd ones."""
+    body = (
+        "and.b32 %r1, %r0, 1;\nsetp.eq.u32 %p1, %r1, 0;\nselp.b32 %r2, 0x55555555, 0xaaaaaaaa, %p1;\n"
+        + lane_address(11, 1, 4)
+        + "ld.global.b32 %r3, [%rd11];\nredux.sync.max.s32 %r4, %r3, %r2;\n"
+        + lane_address(10, 0, 4)
+        + "st.global.b32 [%rd10], %r4;\n"
+    )
+    values = np.random.default_rng(0).integers(-99, 99, 32, dtype=np.int32)
+    given = execute(body, values, out=np.zeros(32, np.int32))
+    assert given.tolist() == [int(values[i % 2 :: 2].max()) for i in range(32)]
+
+
 @pytest.mark.parametrize(
     ("access", "message"),
     [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Budget:
-    """For rows of a kernel on targets whose config matches: instructions an MMA, spills, and widths of loads."""
+    """For rows of a kernel on targets whose config matches: instructions an MMA, spills, registers, widths of loads."""
 
     kernel: str
     targets: str  # a regular expression
@@ -23,6 +23,8 @@ class Budget:
     spills: int = 0
     load_widths: frozenset[str] = frozenset({"16"})
     since: tuple[int, int] = (3, 7)  # the first triton that has the kernel
+    registers: int = 255
+    needs: frozenset[str] = frozenset()  # widths of loads that there must be
 
     def covers(self, row: dict) -> bool:
         if row["kernel"] != self.kernel or not re.fullmatch(self.targets, row["target"]):
@@ -33,6 +35,10 @@ class Budget:
         found = []
         if row["spills"] > self.spills:
             found.append(f"{row['spills']} spills, allowed {self.spills}")
+        if row["registers"] > self.registers:
+            found.append(f"{row['registers']} registers, allowed {self.registers}")
+        if not self.needs <= set(row["load_widths"]):
+            found.append(f"loads of {sorted(row['load_widths'])} bytes, and {sorted(self.needs)} must be among them")
         if (
             self.instructions_per_mma is not None
             and not (row["instructions_per_mma"] or 1e9) <= self.instructions_per_mma
@@ -48,6 +54,8 @@ class Budget:
 _TMA = frozenset({"tma"})
 _SPARSE = frozenset({"16", "4"})
 _ANY = frozenset({"16", "8", "4"})
+_WIDE = frozenset({"16"})
+_TABLES = frozenset({"8", "4"})  # indices, and rows of which no more can be read at once
 BUDGETS = (
     Budget("int8_linear.gemm", "sm_(8.|120)", r"128x128x64 .*halves=\d$", 2.1),
     # What these two spill (6 on triton 3.8, 18 on 3.7), they spill behind the loop, which is as long as without.
@@ -56,7 +64,10 @@ BUDGETS = (
     Budget("int8_linear.gemm", "sm_(8.|120)", r"16x", 5.5),
     Budget("int8_linear.gemm", "sm_(8.|120)", r"(32|64)x", 3.6),
     Budget("int8_linear.gemm", "sm_90", r".*not aligned", 14.5),
-    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256", 8.5, load_widths=_TMA),
+    Budget("int8_linear.gemm", "sm_(8.|120)", r"128x128x64 .*cross$", 2.1, spills=8),
+    Budget("int8_linear.gemm", "sm_8.", r"128x128x64 .*cross fp32$", 2.1, spills=76),  # behind the loop
+    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256 warps=4", 8.5, load_widths=_TMA),
+    Budget("int8_linear.gemm_tma", "sm_90", r"128x128x256 warps=8 .*cross", 13.5, load_widths=_TMA),
     Budget("int8_linear.gemm_tma", "sm_90", r"64x", 13.5, load_widths=_TMA),
     Budget("int8_linear.fused", "sm_.*", r"1x16x256", 19.5, load_widths=_ANY),
     Budget("int8_linear.fused", "sm_.*", r"(8|16)x", 110.0),
@@ -75,6 +86,13 @@ BUDGETS = (
     Budget("dot_interaction.dots", "sm_.*", r"16x16 .*(fp16|bf16)$", 20.0),
     Budget("dot_interaction.dots", "sm_.*", r".*fp32$", None, load_widths=_ANY),
     Budget("fm_interaction.second_order", "sm_.*", r"", None),
+    # A warp a program: up to 64 registers cost nothing, beyond them fewer warps are there at once.
+    Budget("embedding_bag_rows.bags", "sm_.*", r".* align=4", None, load_widths=_TABLES, registers=80),
+    Budget("embedding_bag_rows.bags", "sm_.*", r".* align=16", None, load_widths=_ANY, registers=104, needs=_WIDE),
+    Budget("embedding_bag_rows.bags", "sm_.*", r".* align=1$", None, load_widths=_TABLES | {"1"}, registers=80),
+    Budget("embedding_bag_rows.rows", "sm_.*", r".* align=4", None, load_widths=_ANY, registers=64),
+    Budget("embedding_bag_rows.rows", "sm_.*", r".* align=16", None, load_widths=_ANY, registers=104, needs=_WIDE),
+    Budget("embedding_bag_rows.rows", "sm_.*", r".* align=1$", None, load_widths=_ANY | {"1"}, registers=64),
     # Metadata is one word a lane; so is each register of x in 16 bits. However many steps the loop leaves over.
     Budget("int8_sparse24_linear.gemm", "sm_8.", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),
     Budget("int8_sparse24_linear.gemm", "sm_90", r"4x4 tiles", 2.5, load_widths=_SPARSE, since=(3, 9)),

@@ -10,7 +10,7 @@ from recpress_kernels.embedding_bag_rows.bounds import check_bags, rows_of_bags
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.embedding_bag_rows.tables import RowTables, tables_problem
 from recpress_kernels.errors import KernelInputError
-from recpress_kernels.library import LIBRARY, direct
+from recpress_kernels.library import LIBRARY, direct, eager
 from recpress_kernels.support import Support
 
 POOLINGS = ("sum", "mean", "none")
@@ -35,7 +35,7 @@ def embedding_bag_rows(
     Args:
         tables: T tensors uint8 in the form of formats/rows.py, at least one: ``[rows_t, dim_t + 4]`` of int8 or
             ``[rows_t, ceil(dim_t / 2) + 4]`` of int4, mixed as one likes. Or RowTables, which are described once and
-            save 2 us a table and call; their columns mean nothing here, their maps do.
+            save 2 us a table and call, on a GPU a copy to it; their columns mean nothing here, their maps do.
         indices: int32 or int64 ``[L]``, all bags of table 0, then all of table 1, and so on.
         offsets: dtype of indices, ``[T * B + 1]``: bag b of table t is at ``offsets[t * B + b]`` up to
             ``offsets[t * B + b + 1]``; it begins with 0, never goes down and ends with L.
@@ -51,7 +51,8 @@ def embedding_bag_rows(
 
     Raises:
         KernelInputError: an operand has another dtype, shape, device or value.
-        IndexBoundsError: an index outside its table, or offsets that describe no bags of these indices.
+        IndexBoundsError: an index outside its table, or offsets that describe no bags of these indices. On a GPU it is
+            waited for, once a call; while a CUDA graph is captured nothing is raised, and those bags become NaN.
     """
     if isinstance(tables, RowTables):
         return _described(tables, indices, offsets, pooling, per_sample_weights, dims)
@@ -70,12 +71,14 @@ def _described(
 ) -> Tensor:
     if dims is not None and list(dims) != tables.dims:
         raise KernelInputError(f"embedding_bag_rows: dims is {list(dims)}, RowTables have {tables.dims}; leave it out")
-    if not direct(indices):
+    if not direct(indices) and not (tables.on_gpu is not None and eager(indices)):
         indices = rows_of_bags(tables.maps, indices, offsets)
         given = (list(tables.tables), indices, offsets, pooling, per_sample_weights)
         return torch.ops.recpress.embedding_bag_rows(*given, tables.dims_of_op)
     if reason := _bags_problem(tables.tables, indices, offsets, pooling, per_sample_weights):
         raise KernelInputError(f"embedding_bag_rows: {reason}")
+    if tables.on_gpu is not None:
+        return _on_gpu(tables.on_gpu, indices, offsets, pooling, per_sample_weights)
     operands = (tables.tables, indices, offsets, pooling, per_sample_weights, tables.dims, tables.width, tables.maps)
     return cpu.run(tables.address, *operands)
 
@@ -91,7 +94,14 @@ def supports(
     """Whether the op takes operands of these dtypes, shapes and devices, and the path that runs them."""
     if reason := problem(tables, indices, offsets, pooling, per_sample_weights, dims):
         return Support(False, reason)
-    return Support(True, cpu.path(tables) if indices.is_cpu else "plain-torch reference: no GPU kernel yet")
+    return Support(True, cpu.path(tables) if indices.is_cpu else _gpu_path(tables))
+
+
+def _gpu_path(tables: Sequence[Tensor]) -> str:
+    from recpress_kernels.embedding_bag_rows import cuda  # on first use: triton exists on Linux alone
+
+    reason = cuda.problem(tables)
+    return f"torch look-ups, slower: {reason}" if reason else "Triton-language kernel, one launch for all tables"
 
 
 def problem(
@@ -168,9 +178,21 @@ def _cuda(
     per_sample_weights: Tensor | None = None,
     dims: list[int] | None = None,
 ) -> Tensor:
+    from recpress_kernels.embedding_bag_rows import cuda
+
     dims = _checked(tables, indices, offsets, pooling, per_sample_weights, dims)
-    check_bags(tables, indices, offsets)
-    return reference.embedding_bag_rows(tables, indices, offsets, pooling, per_sample_weights, dims)
+    described = cuda.describe(tables, dims, range(len(tables)))
+    if described is None:
+        check_bags(tables, indices, offsets)
+        return reference.embedding_bag_rows(tables, indices, offsets, pooling, per_sample_weights, dims)
+    return _on_gpu(described, indices, offsets, pooling, per_sample_weights)
+
+
+def _on_gpu(described, indices: Tensor, offsets: Tensor, pooling: str, per_sample_weights: Tensor | None) -> Tensor:
+    from recpress_kernels.embedding_bag_rows import cuda
+
+    with torch.cuda.device(indices.device):
+        return cuda.embedding_bag_rows(described, indices, offsets, pooling, per_sample_weights)
 
 
 @torch.library.register_fake("recpress::embedding_bag_rows", lib=LIBRARY)

@@ -1,7 +1,9 @@
 """Tables as the native kernels take them, and single look-ups in many of them at once."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from recpress_kernels.embedding_bag_rows.bounds import Maps, count_of
 from recpress_kernels.embedding_bag_rows.reference import widths
 from recpress_kernels.errors import IndexBoundsError, KernelInputError
 from recpress_kernels.formats.rows import LEVELS, TAIL_BYTES, bits_of, row_bytes
-from recpress_kernels.library import direct
+from recpress_kernels.int8_linear.op import device_problem
+from recpress_kernels.library import direct, eager
 from recpress_kernels.map_ids.cpu import describe
 from recpress_kernels.map_ids.op import IdMap, map_problem
 from recpress_kernels.map_ids.reference import outside
@@ -21,14 +24,15 @@ _WIDE = {torch.int32: 0, torch.int64: 1}
 
 
 class RowTables:
-    """Tables of int8 or int4 rows, each with the column of its indices, described once for the native kernels.
+    """Tables of int8 or int4 rows, each with the column of its indices, described once for the kernels.
 
-    To describe and check 26 tables takes 50 us, five times the look-ups of one row. This object owns aliases of the
-    tables, so that the addresses in its description stay valid as long as it lives; copies describe their own. It puts
-    large pages under them (pages.py), which copies the tables once.
+    To describe and check 26 tables takes 50 us, five times the look-ups of one row on a CPU; for a GPU the description
+    is copied to it besides, which a CUDA graph cannot capture. This object owns aliases of the tables, so that the
+    addresses in its description stay valid as long as it lives; copies describe their own. On a CPU it puts large
+    pages under them (pages.py), which copies the tables once.
 
     Args:
-        tables: T tensors uint8 in the form of formats/rows.py, on the CPU, at least one: ``[rows_t, dim_t + 4]`` of
+        tables: T tensors uint8 in the form of formats/rows.py, on one device, at least one: ``[rows_t, dim_t + 4]`` of
             int8 or ``[rows_t, ceil(dim_t / 2) + 4]`` of int4.
         columns: for each table the column of the indices that it is looked up by; by default t for table t.
         dims: the width of each table's rows, which tells int8 from int4; None where all are int8.
@@ -39,7 +43,7 @@ class RowTables:
         KernelInputError: a table has another dtype, shape or device, or the columns, dims or maps do not fit.
     """
 
-    __slots__ = ("_described", "address", "columns", "dims", "maps", "needs", "tables", "width")
+    __slots__ = ("_described", "address", "columns", "dims", "maps", "needs", "on_gpu", "tables", "width")
 
     def __init__(
         self,
@@ -54,8 +58,7 @@ class RowTables:
                 f"RowTables: {len(tables)} tables and columns {self.columns}; give at least one table and as many "
                 "columns, from 0"
             )
-        elsewhere = [f"table {t} is on {table.device}" for t, table in enumerate(tables) if not table.is_cpu]
-        if problem := tables_problem(tables, dims) or next(iter(elsewhere), None):
+        if problem := tables_problem(tables, dims):
             raise KernelInputError(f"RowTables: {problem}")
         if problem := _maps_problem(tables, maps):
             raise KernelInputError(f"RowTables: {problem}")
@@ -66,11 +69,17 @@ class RowTables:
         """The width of each table's rows."""
         self.width = sum(self.dims)
         self.needs = max(self.columns) + 1
-        maps = [None if m is None else describe(m.rows, m.oov_row, m.remap) for m in self.maps or [None] * len(tables)]
-        at = [0 if m is None else m.buffer_info()[0] for m in maps]
-        described = cpu.describe(self.tables, self.dims, self.columns, at)
-        self._described = (described, maps)
+        here = self.tables[0].device.type
+        self._described = self._describe() if here == "cpu" else (None,)
+        described = self._described[0]
         self.address = None if described is None else described.buffer_info()[0]
+        self.on_gpu = _describe_on_gpu(self) if here == "cuda" else None
+
+    def _describe(self) -> tuple[array | None, list[array | None]]:
+        """The tables and their maps for the native kernels; the former hold addresses of the latter."""
+        maps = [None if m is None else describe(m.rows, m.oov_row, m.remap) for m in self.maps or [None] * len(self)]
+        at = [0 if m is None else m.buffer_info()[0] for m in maps]
+        return cpu.describe(self.tables, self.dims, self.columns, at), maps
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -82,6 +91,12 @@ class RowTables:
     def dims_of_op(self) -> list[int] | None:
         """``dims`` as the op takes it: None where all rows are int8, as graphs have always had it."""
         return None if self.dims == widths(self.tables, None) else self.dims
+
+
+def _describe_on_gpu(tables: RowTables):
+    from recpress_kernels.embedding_bag_rows import cuda  # on first use: triton exists on Linux alone
+
+    return cuda.describe(tables.tables, tables.dims, tables.columns, tables.maps)
 
 
 def tables_problem(tables: Sequence[Tensor], dims: Sequence[int] | None) -> str | None:
@@ -117,8 +132,10 @@ def _maps_problem(tables: Sequence[Tensor], maps: Maps | None) -> str | None:
         stored = table.shape[0]
         if m.remap is None and m.rows > stored:
             return f"the map of table {t} has ids up to {m.rows - 1}, the table {stored} rows; give as many, or a remap"
-        if m.remap is not None and not m.remap.is_cpu:
-            return f"the remap of table {t} is on {m.remap.device}; move it to the CPU"
+        if m.remap is not None and m.remap.device != table.device:
+            return (
+                f"the remap of table {t} is on {m.remap.device}, the table on {table.device}; move them to one device"
+            )
         if m.remap is not None and bool(outside(m.remap, stored).any()):
             at = int(outside(m.remap, stored).nonzero()[0])
             return f"the remap of table {t} takes id {at} to row {int(m.remap[at])}; allowed are 0 to {stored - 1}"
@@ -149,7 +166,7 @@ def look_up_rows(tables: RowTables, indices: Tensor, front: Tensor | None = None
 
     Raises:
         KernelInputError: an operand has another dtype, shape or device.
-        IndexBoundsError: an index outside its table.
+        IndexBoundsError: an index outside its table; on a GPU as embedding_bag_rows has it.
     """
     shape, wide = indices.shape, _WIDE.get(indices.dtype)
     plain = front is None or (direct(front) and front.dtype is torch.float32 and front.is_contiguous())
@@ -190,6 +207,8 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
     if front is not None and (front.dtype != torch.float32 or front.dim() != 2 or len(front) != len(indices)):
         given = f"{front.dtype} of shape {tuple(front.shape)}"
         raise KernelInputError(f"look_up_rows: front is {given}; give float32 [{len(indices)}, F], as indices")
+    if tables.on_gpu is not None and eager(indices) and (front is None or eager(front)):
+        return _on_gpu(tables, indices, front)
     if front is not None:
         return torch.cat([front, look_up_rows(tables, indices)], dim=1)
     if direct(indices):
@@ -199,6 +218,15 @@ def _general(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor
     flat = torch.cat([part if m is None else m(part) for m, part in zip(maps, ids, strict=True)])
     offsets = torch.arange(flat.shape[0] + 1, dtype=flat.dtype, device=flat.device)
     return torch.ops.recpress.embedding_bag_rows(list(tables.tables), flat, offsets, "sum", None, tables.dims_of_op)
+
+
+def _on_gpu(tables: RowTables, indices: Tensor, front: Tensor | None) -> Tensor:
+    from recpress_kernels.embedding_bag_rows import cuda
+
+    if problem := device_problem(tables.tables[0], indices, front):
+        raise KernelInputError(f"look_up_rows: {problem}")
+    with torch.cuda.device(indices.device):
+        return cuda.look_up_rows(tables.on_gpu, indices, front, partial(check_rows, tables, indices))
 
 
 def check_rows(tables: RowTables, indices: Tensor) -> None:

@@ -56,14 +56,15 @@ def describe(case: Case, target: str, built: Build | None = None) -> Row:
 def all_cases() -> list[Case]:
     """The cases of every op of this package."""
     from recpress_kernels.dot_interaction import census as dot_interaction
+    from recpress_kernels.embedding_bag_rows import census as embedding_bag_rows
     from recpress_kernels.fm_interaction import census as fm_interaction
     from recpress_kernels.int8_linear import census as int8_linear
     from recpress_kernels.int8_sparse24_linear import census as int8_sparse24_linear
     from recpress_kernels.sparse24_linear import census as sparse24_linear
     from recpress_kernels.weight_only_linear import census as weight_only_linear
 
-    ops = (dot_interaction, fm_interaction, int8_linear, int8_sparse24_linear, sparse24_linear, weight_only_linear)
-    return [case for op in ops for case in op.cases()]
+    products = (dot_interaction, fm_interaction, int8_linear, int8_sparse24_linear, sparse24_linear, weight_only_linear)
+    return [case for op in (*products, embedding_bag_rows) for case in op.cases()]
 
 
 def census(cases: Iterable[Case], targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Row]:

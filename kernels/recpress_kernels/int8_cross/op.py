@@ -8,7 +8,7 @@ from recpress_kernels.errors import KernelInputError
 from recpress_kernels.formats.packed import MAX_LAYERS
 from recpress_kernels.int8_cross.reference import combine
 from recpress_kernels.int8_linear import op as linear_op
-from recpress_kernels.int8_linear.op import FLOATS, int8_linear
+from recpress_kernels.int8_linear.op import FLOATS, int8_linear, rows_of
 from recpress_kernels.int8_linear.packed import check_packed, dynamic, refused
 from recpress_kernels.library import LIBRARY, direct
 from recpress_kernels.support import Support
@@ -98,8 +98,7 @@ def _checked(*operands) -> None:
 
 
 @torch.library.impl(LIBRARY, "int8_cross", "CPU")
-@torch.library.impl(LIBRARY, "int8_cross", "CUDA")
-def _layers(
+def _cpu(
     x0: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -111,6 +110,28 @@ def _layers(
     _checked(x0, x, weight, weight_scale, bias, low, low_scale)
     y = x if low is None else int8_linear(x, low, low_scale)
     return combine(x0, x, int8_linear(y, weight, weight_scale, bias))
+
+
+@torch.library.impl(LIBRARY, "int8_cross", "CUDA")
+def _cuda(
+    x0: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    low: Tensor | None = None,
+    low_scale: Tensor | None = None,
+) -> Tensor:
+    from recpress_kernels.int8_cross import cuda  # on first use: triton exists on Linux alone
+
+    _checked(x0, x, weight, weight_scale, bias, low, low_scale)
+    bias = None if bias is None else bias.contiguous()
+    first = () if low is None else (rows_of(low), low_scale.contiguous())
+    with torch.cuda.device(x.device):
+        # rows_of keeps the padding that pad_rows gives to a weight's rows.
+        scale = weight_scale.contiguous()
+        y = cuda.int8_cross(x0.reshape(-1, x0.shape[-1]), rows_of(x), rows_of(weight), scale, bias, *first)
+    return y.view(x.shape)
 
 
 @torch.library.register_fake("recpress::int8_cross", lib=LIBRARY)

@@ -81,8 +81,9 @@ def finish(
     M,
     N,
     ACTIVATION: tl.constexpr,
+    cross=None,  # x0_ptr and xl_ptr, [M, N] as y: y becomes x0 * y + xl, as in int8_cross/reference.py
 ):
-    """Scale, add, activate, quantise again if asked, and store one block of y."""
+    """Scale, add, activate, combine and quantise again if asked, and store one block of y."""
     n_in = rn < N
     w_scale = tl.load(w_scale_ptr + rn, mask=n_in, other=0.0)
     y = acc.to(tl.float32) * row_scale[:, None] * w_scale[None, :]
@@ -91,8 +92,15 @@ def finish(
     y = activate(y, ACTIVATION)
     if out_scale_ptr is not None:
         y = requantize(y, out_scale_ptr, out_zero_ptr)
-    at = y_ptr + rm.to(tl.int64)[:, None] * N + rn[None, :]
-    tl.store(at, y.to(y_ptr.dtype.element_ty), mask=(rm < M)[:, None] & n_in[None, :])
+    at = rm.to(tl.int64)[:, None] * N + rn[None, :]
+    inside = (rm < M)[:, None] & n_in[None, :]
+    y = y.to(y_ptr.dtype.element_ty)
+    if cross is not None:
+        x0_ptr, xl_ptr = cross
+        x0 = tl.load(x0_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        xl = tl.load(xl_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        y = (x0 * y.to(tl.float32) + xl).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + at, y, mask=inside)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ _SIZES = {
 }
 _POINTERS = {"w_ptr": "*i8", "q_ptr": "*i8", "w_scale_ptr": "*fp32", "bias_ptr": "*fp32", "row_scale_ptr": "*fp32"}
 _TYPES = {**_SCALARS, **_SIZES, **_POINTERS, "zero_ptr": "*i32", "partial_ptr": "*i32"}
+_CROSS = ("x0_ptr", "xl_ptr")
 _OPTIONAL = frozenset({*_SCALARS, "zero_ptr", "partial_ptr"})
 
 
@@ -34,7 +35,7 @@ def case(
     note: str = "",
 ) -> Case:
     """A case whose optional operands are absent unless ``given``, and whose sizes but the ``odd`` divide by 16."""
-    known = {**_TYPES, **types}
+    known = {**_TYPES, **types, **{name: types["y_ptr"] for name in _CROSS if name in given}}
     if "partial_ptr" not in given:
         known.pop("row_scale_ptr" if function is kernel.fused_kernel else "", None)
     signature, absent = {}, {}
@@ -140,6 +141,7 @@ def cases() -> list[Case]:
     found.append(gemm(large, targets=_DESCRIPTORS, note=" avoided"))
     found.append(tma(launch.WGMMA_TILES[0], targets=("sm_90",), given=("zero_ptr",), note=" uint8"))
     found += _odd_cases()
+    found += _cross_cases()
     found += [tma(tile, targets=("sm_90",)) for tile in launch.WGMMA_TILES if tile.route == "tma"]
     found += [tma(tile, targets=("sm_100",)) for tile in launch.TCGEN_TILES if tile.route == "tma"]
     found += [quantize_rows(2, 1024, one_block=True), quantize_rows(1, 4096, one_block=False), reduce(4)]
@@ -164,6 +166,23 @@ def _odd_cases() -> Iterator[Case]:
     yield gemm(wide, targets=("sm_80",), odd=stored, tail=True, note=" K odd, rows not padded")
     yield fused(narrow, targets=("sm_80",), odd=stored, note=" K odd, rows not padded")
     yield fused(narrow, targets=("sm_80",), odd=padded, note=" K odd")
+
+
+def _cross_cases() -> Iterator[Case]:
+    """The epilogue of a cross layer, by every route."""
+    options = {"given": _CROSS, "activation": "none"}
+    for tile in launch.MMA_TILES:
+        for target in ("sm_80", "sm_120"):
+            chosen = replace(tile, halves=halves(_device(target), tile.block_m))
+            yield gemm(launch.with_cross(chosen, _device(target)), targets=(target,), note=" cross", **options)
+    large = launch.with_cross(launch.MMA_TILES[0], _device("sm_80"))
+    yield gemm(large, "*fp32", targets=("sm_80",), note=" cross fp32", **options)
+    for tile in launch.WGMMA_TILES[:3]:
+        wide = launch.with_cross(tile, _device("sm_90"))
+        yield tma(wide, targets=("sm_90",), given=_CROSS, note=" cross")
+        yield tma(wide, "*fp32", targets=("sm_90",), given=_CROSS, note=" cross fp32")
+    few = launch.fused(launch.FUSED_TILES[0], 16, _device("sm_80"))
+    yield fused(few, targets=_CUDA, note=" cross", **options)
 
 
 def _device(target: str) -> Device:

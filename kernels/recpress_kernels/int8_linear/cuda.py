@@ -9,7 +9,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from recpress_kernels.errors import KernelInputError
 from recpress_kernels.int8_linear import kernel
-from recpress_kernels.int8_linear.launch import ROW_BYTES, Config, Device, choose, k_split, supports
+from recpress_kernels.int8_linear.launch import ROW_BYTES, Config, Device, choose, k_split, supports, with_cross
 from recpress_kernels.int8_linear.tuned import table_of
 
 _GROUP_M = 8
@@ -26,6 +26,7 @@ def int8_linear(
     out_scale: Tensor | None = None,
     out_zero_point: Tensor | None = None,
     *,
+    cross: tuple[Tensor, Tensor] | None = None,
     config: Config | None = None,
 ) -> Tensor:
     """The op on checked operands: ``[M, N]`` in the dtype of x, float32 for uint8, or uint8 with ``out_scale``.
@@ -33,6 +34,7 @@ def int8_linear(
     Args:
         x: ``[M, K]`` float or uint8, its last dimension contiguous.
         weight: int8 ``[N, K]``, its last dimension contiguous; rows may be padded, see :func:`pad_rows`.
+        cross: x0 and x, both contiguous ``[M, N]`` in the dtype of the output, which is x0 * y + x then.
         config: instead of what launch.py would choose.
 
     Raises:
@@ -47,9 +49,10 @@ def int8_linear(
     aligned = _aligned(weight) and (not quantized or _aligned(x))
     if config is None:
         config = _choice(m, n, k, x.device, quantized, aligned)
+        config = config if cross is None else with_cross(config, device_facts(x.device))
     elif not (support := supports(config, quantized=quantized, aligned=aligned)):
         raise KernelInputError(f"int8_linear: {support.reason}")
-    epilogue = (weight_scale, bias, out_scale, out_zero_point)
+    epilogue = (weight_scale, bias, out_scale, out_zero_point, *(cross or (None, None)))
     if config.route == "fused":
         _fused(x, weight, x_scale, x_zero_point, epilogue, y, activation, config)
         return y
@@ -140,7 +143,7 @@ def _fused(x, weight, x_scale, x_zero_point, epilogue, y, activation, config) ->
         partial = torch.empty(config.splits, m, n, dtype=torch.int32, device=x.device)
         row_scale = torch.empty(m, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n), config.splits)
-    weight_scale, bias, out_scale, out_zero_point = epilogue
+    weight_scale, bias, *after = epilogue
     kernel.fused_kernel[grid](
         x,
         weight,
@@ -148,8 +151,7 @@ def _fused(x, weight, x_scale, x_zero_point, epilogue, y, activation, config) ->
         bias,
         x_scale,
         x_zero_point,
-        out_scale,
-        out_zero_point,
+        *after,
         y,
         partial,
         row_scale,

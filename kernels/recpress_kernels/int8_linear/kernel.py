@@ -41,6 +41,8 @@ def fused_kernel(
     x_zero_ptr,  # int32 scalar, or None
     out_scale_ptr,  # float32 scalar, or None: y as x
     out_zero_ptr,  # int32 scalar, or None
+    x0_ptr,  # [M, N] as y, or None: y becomes x0 * y + xl
+    xl_ptr,  # as x0_ptr
     y_ptr,  # [M, N] as x, or uint8 with out_scale; not written where K is split
     partial_ptr,  # [splits, M, N] int32, or None: K is not split
     row_scale_ptr,  # [M] float32, or None: written where K is split
@@ -89,9 +91,12 @@ def fused_kernel(
         acc = tl.dot(quantize(tl.where(clean, x, 0.0), scales, zeros), w, acc=acc, out_dtype=tl.int32)
 
     if partial_ptr is None:
+        cross = None if x0_ptr is None else (x0_ptr, xl_ptr)
         if x_scale_ptr is not None:
             row_scale += tl.sum(poison, axis=1)
-        finish(acc, row_scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION)
+        finish(
+            acc, row_scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION, cross
+        )
     else:
         keep_partial(acc, rm, rn, split, partial_ptr, M, N)
         if (tl.program_id(1) == 0) & (split == 0):
@@ -109,6 +114,8 @@ def reduce_kernel(
     bias_ptr,  # [N] float32, or None
     out_scale_ptr,  # float32 scalar, or None
     out_zero_ptr,  # int32 scalar, or None
+    x0_ptr,  # [M, N] as y, or None: y becomes x0 * y + xl
+    xl_ptr,  # as x0_ptr
     y_ptr,  # [M, N]
     M,
     N,
@@ -126,7 +133,8 @@ def reduce_kernel(
         at = partial_ptr + (rm.to(tl.int64) + split * M)[:, None] * N + rn[None, :]
         acc += tl.load(at, mask=inside, other=0)
     row_scale = _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE)
-    finish(acc, row_scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION)
+    cross = None if x0_ptr is None else (x0_ptr, xl_ptr)
+    finish(acc, row_scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION, cross)
 
 
 @triton.jit
@@ -204,6 +212,8 @@ def gemm_kernel(
     bias_ptr,  # [N] float32, or None
     out_scale_ptr,  # float32 scalar, or None
     out_zero_ptr,  # int32 scalar, or None
+    x0_ptr,  # [M, N] as y, or None: y becomes x0 * y + xl
+    xl_ptr,  # as x0_ptr
     y_ptr,  # [M, N]; not written where K is split
     partial_ptr,  # [splits, M, N] int32, or None
     M,
@@ -263,11 +273,14 @@ def gemm_kernel(
             acc2 -= less2[None, :]
 
     if partial_ptr is None:
+        cross = None if x0_ptr is None else (x0_ptr, xl_ptr)
         scale = _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE)
-        finish(acc, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION)
+        finish(acc, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION, cross)
         if HALVES == 2:
             rn += HALF
-            finish(acc2, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION)
+            finish(
+                acc2, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION, cross
+            )
     else:
         keep_partial(acc, rm, rn, split, partial_ptr, M, N)
         if HALVES == 2:
@@ -301,6 +314,8 @@ def gemm_tma_kernel(
     bias_ptr,  # [N] float32, or None
     out_scale_ptr,  # float32 scalar, or None
     out_zero_ptr,  # int32 scalar, or None
+    x0_ptr,  # [M, N] as y, or None: y becomes x0 * y + xl
+    xl_ptr,  # as x0_ptr
     y_ptr,  # [M, N]
     M,
     N,
@@ -328,4 +343,5 @@ def gemm_tma_kernel(
     rm = m_begin + tl.arange(0, BLOCK_M)
     rn = n_begin + tl.arange(0, BLOCK_N)
     scale = _row_scale(row_scale_ptr, rm, M, SCALAR_SCALE)
-    finish(acc, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION)
+    cross = None if x0_ptr is None else (x0_ptr, xl_ptr)
+    finish(acc, scale, rm, rn, w_scale_ptr, bias_ptr, out_scale_ptr, out_zero_ptr, y_ptr, M, N, ACTIVATION, cross)

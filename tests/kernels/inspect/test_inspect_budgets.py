@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from support.census_budgets import complaints
 
-from recpress_kernels.inspect import all_cases, census, describe
+from recpress_kernels.embedding_bag_rows.census import bags
+from recpress_kernels.embedding_bag_rows.launch import Kind
+from recpress_kernels.inspect import Listing, all_cases, build, census, describe
+from recpress_kernels.inspect.listing import SASS
 from recpress_kernels.int8_linear.census import gemm
 from recpress_kernels.int8_linear.launch import MMA_TILES
 
@@ -54,6 +57,23 @@ def test_a_row_over_its_budget_is_named():
     assert len(found) == 3 and all("sm_80" in text for text in found)
     assert all("no row for" in text for text in complaints([], targets="sm_80"))
     assert len(complaints([], targets="sm_80")) >= 8
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
+def test_all_rows_of_a_round_are_on_their_way_before_the_first_sum(target):
+    """Of two warps, ptxas takes fewer registers and waits for each row instead (embedding_bag_rows/launch.py)."""
+    listing = Listing(build(bags(Kind(8, 4, 4, 64)), target).code, SASS)
+    round_of_rows = max((listing.body(loop) for loop in listing.loops), key=len)
+    loads = [at for at, opcode in enumerate(round_of_rows) if opcode.startswith("LDG")]
+    sums = [at for at, opcode in enumerate(round_of_rows) if opcode.startswith("FFMA")]
+    assert len(loads) == 12 and max(loads) < min(sums)
+
+
+def test_registers_and_loads_that_are_missing_are_named():
+    row = {"kernel": "embedding_bag_rows.bags", "target": "sm_80", "config": "8x64 unroll=2 warps=1 int8 align=16"}
+    row |= {"registers": 128, "spills": 0, "mma": None, "instructions_per_mma": None, "load_widths": {"4": 8, "8": 8}}
+    registers, widths = complaints([row], targets="none")
+    assert "128 registers" in registers and "['16'] must be among them" in widths
 
 
 def test_the_command_prints_rows_as_json_without_torch(tmp_path):

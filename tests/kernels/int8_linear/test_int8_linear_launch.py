@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from recpress_kernels.int8_linear.launch import FUSED_TILES, WGMMA_TILES, Device, choose, k_split, supports
+from recpress_kernels.int8_linear.launch import (
+    FUSED_TILES,
+    MMA_TILES,
+    WGMMA_TILES,
+    Device,
+    choose,
+    k_split,
+    supports,
+    with_cross,
+)
 
 A100 = Device("cuda", 80, 108, (3, 9))
 H100 = Device("cuda", 90, 132, (3, 9))
@@ -43,6 +52,14 @@ def test_small_batches_quantise_inside(m, route):
 def test_hopper_takes_descriptors_where_rows_allow():
     assert choose(4096, 1024, 1024, H100, quantized=False, aligned=True).route == "tma"
     assert choose(4096, 1024, 479, H100, quantized=False, aligned=False).route == "gemm"
+
+
+def test_a_cross_layer_takes_another_form_of_the_largest_tile_alone():
+    large, middle = WGMMA_TILES[:2]
+    assert with_cross(large, H100) == replace(large, num_warps=8)
+    assert with_cross(MMA_TILES[0], RTX4090) == replace(MMA_TILES[0], halves=2)
+    for config, device in ((middle, H100), (MMA_TILES[1], A100), (MMA_TILES[0], MI300), (MMA_TILES[0], RTX5090)):
+        assert with_cross(config, device) == config
 
 
 def test_halves_only_where_full_width_compiles_badly():
