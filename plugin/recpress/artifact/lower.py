@@ -32,16 +32,26 @@ def lower(module: GraphModule) -> tuple[str, list[Choice]]:
     layers, choices = lower_linears(module)
     triangles = lower_interactions(module)  # before the tables, whose join takes away what is known of shapes
     crosses = lower_crosses(module)
-    look_ups, calls = lower_tables(module)
+    look_ups = lower_tables(module)
     module.graph.eliminate_dead_code()  # look-ups that a call stands for are no bags any more
-    bags, bag_calls = lower_bags(module)
+    bags = lower_bags(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    looked = f"; {look_ups} look-ups in {calls} call" + "s" * (calls > 1) if look_ups else ""
-    looked += f"; {bags} bag layer{'s' * (bags > 1)} in {bag_calls} call" + "s" * (bag_calls > 1) if bags else ""
+    return f"{layers}{told(crosses, triangles, look_ups, bags)}; {status.reason}", choices
+
+
+def told(crosses: int, triangles: int, look_ups: tuple[int, int], bags: tuple[int, int] = (0, 0)) -> str:
+    """What has become fewer calls, behind what is said of the layers; pairs are how many, and in how many calls."""
     crossed = f", {crosses} of them cross layers" if crosses else ""
     dots = f"; {triangles} triangles of dot products in a call each" if triangles else ""
-    return f"{layers}{crossed}{dots}{looked}; {status.reason}", choices
+    looked = f"; {_counted('look-up', look_ups)}" if look_ups[0] else ""
+    pooled = f"; {_counted('bag layer', bags)}" if bags[0] else ""
+    return f"{crossed}{dots}{looked}{pooled}"
+
+
+def _counted(what: str, found: tuple[int, int]) -> str:
+    count, calls = found
+    return f"{count} {what}{'s' * (count > 1)} in {calls} call{'s' * (calls > 1)}"
 
 
 def drop_identities(module: GraphModule) -> None:

@@ -1,5 +1,7 @@
-"""Rewrite the linear layers of a loaded graph for a GPU: rows in whole vectors, 2:4 weights in the order of its cores.
+"""Rewrite a loaded graph for a GPU: rows of weights in whole vectors, 2:4 weights in the order of its cores.
 
+Cross layers, triangles of dot products and look-ups become a call each, found as on a CPU (lower_interactions.py,
+lower_tables.py): what is saved is launches, of which a GPU's small batches consist.
 A 2:4 layer runs on sparse tensor cores where the device has them and the table of measurements has that faster
 (int8_mlp/choice.py, by the GPU's name); else it is decompressed here, once, and runs dense.
 """
@@ -10,8 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from recpress.artifact.lower import drop_identities, told
+from recpress.artifact.lower_interactions import lower_crosses, lower_interactions
 from recpress.artifact.lower_linears import LINEARS, SPARSE24, linears, stored_sparse
+from recpress.artifact.lower_tables import lower_tables
 from recpress.artifact.nodes import is_own
+from recpress_kernels.dot_interaction.launch import MAX_VECTORS
 from recpress_kernels.formats import sparse24_gpu
 from recpress_kernels.formats.sparse24 import decompress
 from recpress_kernels.int8_mlp.choice import Choice, choose_stack
@@ -19,12 +25,13 @@ from recpress_kernels.support import Support
 
 
 def lower_to_gpu(module: GraphModule, gpu: str, sparse: Support) -> tuple[str, list[Choice]]:
-    """Rewrite ``module`` in place; what runs its layers now, and in which form 2:4 layers do.
+    """Rewrite ``module`` in place; what runs its layers and look-ups now, and in which form 2:4 layers do.
 
     Args:
         gpu: the device's name, by which the table of measurements is looked up.
         sparse: whether it multiplies 2:4 weights, and how or why not.
     """
+    drop_identities(module)
     nodes = linears(module)
     choices = []
     for i, node in enumerate(nodes):
@@ -34,11 +41,15 @@ def lower_to_gpu(module: GraphModule, gpu: str, sparse: Support) -> tuple[str, l
             choices.append(_place_sparse(module, node, f"sparse_{i}", gpu, sparse))
         else:
             _place_rows(module, node)
+    crosses = lower_crosses(module)
+    triangles = lower_interactions(module, most=MAX_VECTORS)  # before the tables, as in lower.py
+    look_ups = lower_tables(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     run = sum(choice.sparse24 for choice in choices)
     how = f", {run} of {len(choices)} 2:4 layers as 2:4 ({sparse.reason})" if choices else ""
-    return f"{len(nodes)} int8 layers through Triton-language kernels{how}", choices
+    layers = f"{len(nodes)} int8 layers through Triton-language kernels{how}"
+    return f"{layers}{told(crosses, triangles, look_ups)}", choices
 
 
 def _place_rows(module: GraphModule, node: Node) -> None:

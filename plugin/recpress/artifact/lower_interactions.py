@@ -1,4 +1,4 @@
-"""Rewrite the interactions in a loaded graph for the CPU: triangles of dot products, and cross layers.
+"""Rewrite the interactions in a loaded graph: triangles of dot products, and cross layers.
 
 DLRM multiplies a row's V vectors with each other, takes the lower triangle of the products, and joins it behind the
 bottom MLP's output. As V - 1 slices that is 52 small nodes for 26 tables. The forms that are known, for ``dots =
@@ -10,8 +10,9 @@ bmm(v, v.transpose(1, 2))`` or ``matmul`` of float32:
 
 Anything else is left as it is: other uses of the products, a triangle that is not whole, another order.
 
-A cross layer of DCN-v2 is ``x0 * stack(x) + x`` of float32 ``[B, K]``, in any order or as ``addcmul``, around a call of
-int8_mlp_packed that is used for nothing else; it becomes one call of int8_cross_packed.
+A cross layer of DCN-v2 is ``x0 * y + x`` of float32 ``[B, K]``, in any order or as ``addcmul``, around layers ``y`` of
+x that are used for nothing else. On a CPU they are a call of int8_mlp_packed, and it becomes one of int8_cross_packed;
+on a GPU one int8_linear, or two for a low rank, and it becomes int8_cross.
 """
 
 from operator import getitem
@@ -21,9 +22,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from recpress.artifact.nodes import attribute_of, dtype_of, mutates, only_user, shape_of
-from recpress_kernels import dot_interaction, int8_cross_packed, int8_mlp_packed
+from recpress_kernels import dot_interaction, int8_cross, int8_cross_packed, int8_mlp_packed
 
 _OPS = torch.ops.aten
+_INT8_LINEAR = torch.ops.recpress.int8_linear.default
 _INT64_MAX = (1 << 63) - 1
 _OF_CONSTANTS = (
     *(_OPS.select.int, _OPS.unbind.int, _OPS.tril_indices.default, getitem),
@@ -32,50 +34,74 @@ _OF_CONSTANTS = (
 """What a constant index may go through."""
 
 
-def lower_interactions(module: GraphModule) -> int:
-    """Rewrite the triangles of dot products of ``module`` in place; how many there were."""
+def lower_interactions(module: GraphModule, *, most: int | None = None) -> int:
+    """Rewrite the triangles of dot products, of at most ``most`` vectors, in place; how many there were."""
     nodes = list(module.graph.nodes)
     if any(mutates(node) and _constant(module, node) is None for node in nodes):
         return 0
-    return sum(_triangle(module, node) for node in nodes if node.target in (_OPS.bmm.default, _OPS.matmul.default))
+    products = [node for node in nodes if node.target in (_OPS.bmm.default, _OPS.matmul.default)]
+    return sum(_triangle(module, node, most) for node in products)
 
 
 def lower_crosses(module: GraphModule) -> int:
-    """Rewrite the cross layers around packed stacks of ``module`` in place; how many there were."""
+    """Rewrite the cross layers around packed stacks, or around single layers, in place; how many there were."""
     if any(mutates(node) for node in module.graph.nodes):
         return 0
-    return sum(_cross(module, node) for node in list(module.graph.nodes) if node.target is int8_mlp_packed)
+    return sum(_cross_of(module, node) for node in list(module.graph.nodes))
 
 
-def _cross(module: GraphModule, stack: Node) -> bool:
-    x, packed, _ = stack.args
-    end, factors = only_user(stack), None
+def _cross_of(module: GraphModule, y: Node) -> bool:
+    if y.target is int8_mlp_packed:
+        x, packed, _ = y.args
+        return _cross(module, y, x, int8_cross_packed, (packed,))
+    if not _is_plain(y):
+        return False
+    x, *layer = y.args[:4]
+    if _cross(module, y, x, int8_cross, layer):
+        return True
+    if not _is_plain(x) or only_user(x) is not y or (len(x.args) > 3 and x.args[3] is not None):
+        return False
+    low = {"low": x.args[1], "low_scale": x.args[2]}
+    return _cross(module, y, x.args[0], int8_cross, layer, low)
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether ``node`` is an int8_linear without activation, whose input is quantised as it comes."""
+    rest = node.args[4:]
+    return node.target is _INT8_LINEAR and not node.kwargs and all(given in ("none", None) for given in rest)
+
+
+def _cross(module: GraphModule, y: Node, x: Node, target, operands, named: dict | None = None) -> bool:
+    """Put ``target(x0, x, *operands, **named)`` in place of ``x0 * y + x``, where that is what is done with y."""
+    end, factors = only_user(y), None
     if end is not None and end.target is _OPS.mul.Tensor:
         product, factors, end = end, list(end.args), only_user(end)
         added = end is not None and end.target is _OPS.add.Tensor and not end.kwargs and set(end.args) == {product, x}
         end = end if added and len(end.args) == 2 else None
     elif end is not None and end.target is _OPS.addcmul.default and not end.kwargs and end.args[0] is x:
         factors = list(end.args[1:])
-    if end is None or factors is None or factors.count(stack) != 1:
+    if end is None or factors is None or factors.count(y) != 1:
         return False
-    factors.remove(stack)
+    factors.remove(y)
     one = factors[0]
-    alike = isinstance(one, Node) and shape_of(one) == shape_of(x) == shape_of(stack) and len(shape_of(x)) == 2
-    if not alike or not dtype_of(one) == dtype_of(x) == dtype_of(stack) == torch.float32:
+    alike = isinstance(one, Node) and shape_of(one) == shape_of(x) == shape_of(y) and len(shape_of(x)) == 2
+    if not alike or not dtype_of(one) == dtype_of(x) == dtype_of(y) == torch.float32:
         return False
     with module.graph.inserting_before(end):
-        call = module.graph.call_function(int8_cross_packed, (one, x, packed))
+        call = module.graph.call_function(target, (one, x, *operands), named)
     call.meta = dict(end.meta)
     end.replace_all_uses_with(call)
     _erase(module, end)
     return True
 
 
-def _triangle(module: GraphModule, product: Node) -> bool:
+def _triangle(module: GraphModule, product: Node, most: int | None) -> bool:
     vectors = _squared(product)
     if vectors is None:
         return False
     count = int(shape_of(vectors)[1])
+    if most is not None and count > most:
+        return False
     found = _from_slices(product, count) or _from_index(module, product, count)
     if found is None:
         return False

@@ -261,7 +261,9 @@ def test_on_a_gpu_rows_of_weights_are_padded_and_give_the_same_bits(compressed):
     inputs = small_inputs(8)
     module = torch.export.export(compressed.model, inputs).module()
     want = module(*inputs)
-    assert lower_to_gpu(module, "a GPU", Support(True, "")) == ("4 int8 layers through Triton-language kernels", [])
+    said = "4 int8 layers through Triton-language kernels; 2 look-ups in 1 call"
+    assert lower_to_gpu(module, "a GPU", Support(True, "")) == (said, [])
+    assert calls(module, look_up_rows) == 1
     strides = {name: b.stride(0) for name, b in module.named_buffers() if b.dtype == torch.int8}
     assert strides == {"bottom.0.weight": 16, "bottom.2.weight": 16, "top.0.weight": 32, "top.2.weight": 32}
     assert torch.equal(module(*inputs), want)

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 import recpress
+from recpress.artifact import lower_gpu
 from recpress.artifact.load import check_golden
 from recpress.artifact.lower import lower
+from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.lower_interactions import lower_interactions
 from recpress.layers import Int8Linear
 from recpress.zoo.dlrm import DLRM
-from recpress_kernels import dot_interaction, int8_cross_packed, int8_mlp_packed, look_up_rows
+from recpress_kernels import dot_interaction, int8_cross, int8_cross_packed, int8_mlp_packed, look_up_rows
+from recpress_kernels.support import Support
 
 V, D = 5, 8
 TRIL = torch.tril_indices(V, V, -1)
@@ -162,13 +165,14 @@ def test_a_dlrm_takes_four_calls(tmp_path):
 
 
 class Crossing(nn.Module):
-    """``form(x0, x, y)`` around an int8 stack y of x."""
+    """``form(x0, x, y)`` around an int8 stack y of x, ``biased`` throughout or in its last layer alone."""
 
-    def __init__(self, form, *widths):
+    def __init__(self, form, *widths, biased=True):
         super().__init__()
         torch.manual_seed(3)
         self.form = form
-        self.stack = nn.Sequential(*(Int8Linear.from_linear(nn.Linear(k, n)) for k, n in pairwise(widths)))
+        layers = [nn.Linear(k, n, bias=biased or n == D) for k, n in pairwise(widths)]
+        self.stack = nn.Sequential(*map(Int8Linear.from_linear, layers))
 
     def forward(self, x0, x):
         return self.form(x0, x, self.stack(x))
@@ -194,10 +198,14 @@ NO_CROSSES = {
 }
 
 
-def check_cross(net, made):
+def exported_cross(net):
     batch = torch.export.Dim("batch", min=1)
     given = (torch.randn(6, D), torch.randn(6, D))
-    program = torch.export.export(net.eval(), given, dynamic_shapes=({0: batch}, {0: batch}))
+    return torch.export.export(net.eval(), given, dynamic_shapes=({0: batch}, {0: batch}))
+
+
+def check_cross(net, made):
+    program = exported_cross(net)
     before, after = program.module(), program.module()
     text, _ = lower(after)
     assert (calls(after, int8_cross_packed), calls(after, int8_mlp_packed)) == (made, 1 - made), after.code
@@ -216,3 +224,43 @@ def test_a_cross_layer_becomes_one_call(form, widths):
 @pytest.mark.parametrize("form", NO_CROSSES.values(), ids=NO_CROSSES)
 def test_what_is_no_cross_layer_stays_as_it_is(form):
     check_cross(Crossing(form, D, D), 0)
+
+
+def check_cross_on_a_gpu(net, made):
+    """The graph for a GPU, run here: its ops answer on either device. addcmul may fuse, so that the last bit may differ."""
+    program = exported_cross(net)
+    before, after = program.module(), program.module()
+    text, _ = lower_to_gpu(after, "a GPU", Support(True, ""))
+    assert calls(after, int8_cross) == made, after.code
+    assert calls(after, torch.ops.recpress.int8_linear.default) == (0 if made else len(net.stack))
+    assert ("1 of them cross layers" in text) == bool(made)
+    after.graph.lint()
+    for rows in (1, 2, 50):
+        x0, x = torch.randn(rows, D), torch.randn(rows, D)
+        torch.testing.assert_close(after(x0, x), before(x0, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", CROSSES.values(), ids=CROSSES)
+@pytest.mark.parametrize("widths", [(D, D), (D, 3, D)], ids=["full rank", "low rank"])
+def test_a_cross_layer_becomes_one_call_on_a_gpu(form, widths):
+    check_cross_on_a_gpu(Crossing(form, *widths, biased=False), 1)
+
+
+@pytest.mark.parametrize("form", NO_CROSSES.values(), ids=NO_CROSSES)
+def test_what_is_no_cross_layer_stays_as_it_is_on_a_gpu(form):
+    check_cross_on_a_gpu(Crossing(form, D, D), 0)
+
+
+def test_a_low_rank_with_a_bias_between_is_no_cross_layer_on_a_gpu():
+    check_cross_on_a_gpu(Crossing(CROSSES["product first"], D, 3, D), 0)
+
+
+@pytest.mark.parametrize(("most", "made"), [(V, 1), (V - 1, 0)])
+def test_on_a_gpu_a_triangle_of_as_many_vectors_as_its_kernel_takes_becomes_one_call(monkeypatch, most, made):
+    monkeypatch.setattr(lower_gpu, "MAX_VECTORS", most)
+    program = exported(Net(FORMS["slices"]))
+    before, after = program.module(), program.module()
+    lower_to_gpu(after, "a GPU", Support(True, ""))
+    assert calls(after, dot_interaction) == made
+    x, v = torch.randn(3, D), torch.randn(3, V, D)
+    torch.testing.assert_close(after(x, v), before(x, v), rtol=1e-5, atol=1e-5)
