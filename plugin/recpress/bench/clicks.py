@@ -54,7 +54,11 @@ class Clicks:
         """Inputs of the first train rows."""
         return [(self.data.train.dense[:CALIBRATION_ROWS], self.data.train.sparse[:CALIBRATION_ROWS])]
 
-    def batches(self, part: str) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+    def tuning(self) -> dict[str, object]:
+        """The rows to train and to validate on, for what finetune does by itself."""
+        return {"train": self._batches("train"), "valid": self._batches("valid")}
+
+    def _batches(self, part: str) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
         """The "train" or the "valid" rows with their labels, shuffled once."""
         rows = getattr(self.data, part)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(BATCH)

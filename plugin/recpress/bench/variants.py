@@ -22,8 +22,8 @@ class Inputs(Protocol):
     def calibration(self) -> list[tuple[Tensor, ...]]:
         """Inputs like those that the model will score."""
 
-    def batches(self, part: str) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        """Inputs with labels of the ``"train"`` or the ``"valid"`` rows."""
+    def tuning(self) -> dict[str, object]:
+        """``train``, ``valid`` and what else recpress.finetune is to be given, to distil a model of these rows."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Variant:
         """``model`` compressed so; it is not changed."""
         calibration = rows.calibration() if self.calibrated else None
         if self.tuned:
-            batches = rows.batches("train"), rows.batches("valid")
-            return finetune(model, self.recipe, *batches, calibration=calibration, control=False, progress=False)
+            return finetune(model, self.recipe, **rows.tuning(), calibration=calibration, control=False, progress=False)
         made = compress(model, self.recipe, calibration=calibration)
         if self.weight_bits == 7:
             _weights_of_7_bits(model, made.model)

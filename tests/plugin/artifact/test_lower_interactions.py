@@ -227,7 +227,7 @@ def test_what_is_no_cross_layer_stays_as_it_is(form):
 
 
 def check_cross_on_a_gpu(net, made):
-    """The graph for a GPU, run here: its ops answer on either device. addcmul may fuse, so that the last bit may differ."""
+    """The graph for a GPU, run here: its ops answer on either device. addcmul may fuse, and change the last bit."""
     program = exported_cross(net)
     before, after = program.module(), program.module()
     text, _ = lower_to_gpu(after, "a GPU", Support(True, ""))
