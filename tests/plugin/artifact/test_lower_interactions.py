@@ -164,6 +164,21 @@ def test_a_dlrm_takes_four_calls(tmp_path):
     torch.testing.assert_close(loaded.module(*inputs), want, rtol=0, atol=1e-5)
 
 
+def test_on_a_gpu_a_dlrm_takes_the_same_calls():
+    """The graph for a GPU, run here; its layers stay a call each."""
+    torch.manual_seed(0)
+    model = DLRM(num_dense=3, table_rows=[40, 7, 30], dim=D, bottom=[16], top=[24])
+    inputs = (torch.randn(16, 3), torch.stack([torch.randint(0, n, (16,)) for n in (40, 7, 30)], dim=1))
+    program = torch.export.export(recpress.compress(model, "int8").model, inputs)
+    before, after = program.module(), program.module()
+    text, _ = lower_to_gpu(after, "a GPU", Support(True, ""))
+    assert "1 triangles of dot products in a call each; 3 look-ups in 1 call" in text
+    wanted = {dot_interaction: 1, look_up_rows: 1, torch.ops.recpress.int8_linear.default: 4}
+    assert {target: calls(after, target) for target in wanted} == wanted
+    assert not calls(after, torch.ops.recpress.embedding_bag_rows.default)
+    torch.testing.assert_close(after(*inputs), before(*inputs), rtol=0, atol=1e-5)
+
+
 class Crossing(nn.Module):
     """``form(x0, x, y)`` around an int8 stack y of x, ``biased`` throughout or in its last layer alone."""
 
@@ -227,7 +242,7 @@ def test_what_is_no_cross_layer_stays_as_it_is(form):
 
 
 def check_cross_on_a_gpu(net, made):
-    """The graph for a GPU, run here: its ops answer on either device. addcmul may fuse, and change the last bit."""
+    """The graph for a GPU, run here: its ops answer on either device. addcmul may fuse: the last bit may differ."""
     program = exported_cross(net)
     before, after = program.module(), program.module()
     text, _ = lower_to_gpu(after, "a GPU", Support(True, ""))
