@@ -34,15 +34,18 @@ class Version:
 
 @dataclass(frozen=True)
 class Control:
-    """The HTTP endpoint of a server, and the key to its model control.
+    """The endpoints of a server, and the key to its model control.
 
     Args:
         address: ``host:port`` of HTTP.
         key: what the server was started with.
+        grpc: ``host:port`` of gRPC without TLS, or None. Over HTTP the server loads a model in one of the threads that
+            also answer requests, and whoever shares it waits as long (3.8 s, where over gRPC nobody waits).
     """
 
     address: str
     key: str
+    grpc: str | None = None
 
     def load(self, model: str, *, timeout_s: float = 120.0) -> None:
         """Let the server load ``model`` as its folder is now; returns when that is done.
@@ -53,7 +56,7 @@ class Control:
         Raises:
             ServerError: a version does not load, or the server cannot be reached or refuses the key.
         """
-        self._call(f"v2/repository/models/{model}/load", timeout_s)
+        self._change("load", model, timeout_s)
 
     def unload(self, model: str, *, timeout_s: float = 120.0) -> None:
         """Let the server forget ``model``.
@@ -61,7 +64,7 @@ class Control:
         Raises:
             ServerError: the server cannot be reached or refuses the key.
         """
-        self._call(f"v2/repository/models/{model}/unload", timeout_s)
+        self._change("unload", model, timeout_s)
 
     def versions(self, *, timeout_s: float = 10.0) -> list[Version]:
         """All versions of all models that the server knows of.
@@ -82,6 +85,26 @@ class Control:
         answer = json.loads(self._call(f"v2/models/{model}/versions/{version}/stats", timeout_s, "GET"))
         return sum(int(stats["execution_count"]) for stats in answer["model_stats"])
 
+    def _change(self, what: str, model: str, timeout_s: float) -> None:
+        if self.grpc is None:
+            self._call(f"v2/repository/models/{model}/{what}", timeout_s)
+            return
+        import tritonclient.grpc as grpc
+        from tritonclient.utils import InferenceServerException
+
+        with grpc.InferenceServerClient(self.grpc) as client:
+            call = client.load_model if what == "load" else client.unload_model
+            try:
+                call(model, headers={GRPC_KEY_HEADER: self.key}, client_timeout=timeout_s)
+            except InferenceServerException as error:
+                if "restricted" in error.message():
+                    raise self._other_key() from None
+                raise ServerError(f"the server at {self.grpc} refuses: {_reason(error.message())}") from None
+
+    def _other_key(self) -> ServerError:
+        text = "it was started with another key; give that one, by --key-file"
+        return ServerError(f"the server at {self.address} refuses model control: {text}")
+
     def _call(self, path: str, timeout_s: float, method: str = "POST") -> bytes:
         data = b"" if method == "POST" else None
         request = urllib.request.Request(
@@ -92,21 +115,23 @@ class Control:
                 return answer.read()
         except urllib.error.HTTPError as error:
             if error.code == 403:
-                text = "it was started with another key; give that one, by --key-file"
-                raise ServerError(f"the server at {self.address} refuses model control: {text}") from None
-            raise ServerError(f"the server at {self.address} refuses: {_reason(error.read())}") from None
+                raise self._other_key() from None
+            raise ServerError(f"the server at {self.address} refuses: {_reason(_error_in(error.read()))}") from None
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(
                 f"the server at {self.address} cannot be reached over HTTP for {path} ({error}); is it running?"
             ) from None
 
 
-def _reason(body: bytes) -> str:
-    """What the server says, without the trace of our own backend."""
+def _error_in(body: bytes) -> str:
     try:
-        text = str(json.loads(body)["error"])
+        return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        text = body.decode(errors="replace")
+        return body.decode(errors="replace")
+
+
+def _reason(text: str) -> str:
+    """What the server says, without the trace of our own backend."""
     return text.split("\n\nAt:")[0].strip() or "it does not say why"
 
 
@@ -127,12 +152,13 @@ def read_key(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Running:
-    """What a server's file says: the process that started it, its repository, its HTTP address and key."""
+    """What a server's file says: the process that started it, its repository, and what :class:`Control` holds."""
 
     pid: int
     repository: str
     address: str
     key: str
+    grpc: str | None
 
 
 def write_record(folder: Path, running: Running) -> None:
@@ -157,7 +183,7 @@ def find_server(repository: Path) -> Control | None:
         except (OSError, ValueError, TypeError):
             continue
         if running.repository == str(repository.resolve()) and Path(f"/proc/{running.pid}").exists():
-            found.append(Control(running.address, running.key))
+            found.append(Control(running.address, running.key, running.grpc))
     if len(found) > 1:
         addresses = ", ".join(sorted(control.address for control in found))
         raise ServerError(f"{repository} is served by several servers ({addresses}); name one, by --server")

@@ -124,7 +124,7 @@ class Server:
             self._launch(bundle.binary, models, environment(bundle))
             self._wait_until_ready()
             repository = str(self.repository.resolve())
-            write_record(self._folder, Running(os.getpid(), repository, self.control.address, self.key))
+            write_record(self._folder, Running(os.getpid(), repository, **vars(self.control)))
         except BaseException:
             self.stop()
             raise
@@ -197,7 +197,7 @@ class Server:
     @property
     def control(self) -> Control:
         """To load models and list versions."""
-        return Control(self.url("http"), self.key)
+        return Control(self.url("http"), self.key, self.url("grpc") if self.tls is None else None)
 
     def _why(self) -> str:
         if self.log is None:

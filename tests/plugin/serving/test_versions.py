@@ -53,10 +53,10 @@ def tree(folder):
 
 
 class Traffic:
-    """Eight clients that send golden rows and note by which version's scores they were answered."""
+    """Eight clients that send golden rows and note by which version's scores, and how slowly, they were answered."""
 
     def __init__(self, server, artifacts):
-        self.server, self.failures, self.answers = server, [], []
+        self.server, self.failures, self.answers, self.slowest_s = server, [], [], 0.0
         manifest = read_manifest(artifacts[0])
         self.tolerance = manifest.golden.outlier_atol
         self.rows = {k: t.numpy() for k, t in read_golden(artifacts[0], manifest)[0].items()}
@@ -82,10 +82,12 @@ class Traffic:
             begin = i
             while not self.stop.is_set():
                 part = slice(begin % 60, begin % 60 + 4)
+                sent = time.monotonic()
                 try:
                     got = client.score("small", {k: v[part] for k, v in self.rows.items()})["logit"][:, 0]
                     fits = [np.abs(got - want[part]).max() <= self.tolerance for want in self.expected]
                     self.answers.append(fits.index(True) if any(fits) else None)
+                    self.slowest_s = max(self.slowest_s, time.monotonic() - sent)
                 except Exception as error:
                     self.failures.append(repr(error))
                 begin += 1
@@ -111,6 +113,7 @@ def test_roll_over_roll_back_and_a_broken_version_under_traffic(artifact, other,
 
         assert (done := deploy(other, repository, name="small", server=control)).now == 2
         assert done.before == 1 and traffic.answered_by() == {1}
+        assert traffic.slowest_s < done.seconds / 2, "nobody waits for a version to be loaded"
 
         begin = time.monotonic()
         done = rollback(repository, name="small", server=control)
