@@ -1,4 +1,4 @@
-"""Shared by all tests: what torch allocates is poisoned, so that a read of memory nobody wrote shows."""
+"""Shared by all tests: what torch allocates is poisoned, so that a read of memory nobody wrote shows; one thread."""
 
 import os
 
@@ -17,3 +17,12 @@ def poisoned_memory():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
     torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait by spinning make small steps slow when another process works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

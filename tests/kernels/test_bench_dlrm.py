@@ -6,13 +6,7 @@ import torch
 from recpress_kernels.bench import dlrm, dlrm_peers
 
 ROWS = 50
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_variant_of_ours_gives_the_logits_of_its_float_model(monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """The small recommender, compressed and written as an artifact once for all tests."""
 
 import pytest
-import torch
 from support.small import small_inputs, small_model
 
 import recpress
@@ -19,12 +18,3 @@ def artifact(tmp_path_factory, compressed):
     names = ("dense", "sparse")
     recpress.export(compressed, folder, example_inputs=small_inputs(32), input_names=names, output_names=("logit",))
     return folder
-
-
-@pytest.fixture
-def one_thread():
-    """Threads that wait by spinning make small steps slow when another process works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

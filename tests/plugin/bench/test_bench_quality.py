@@ -21,14 +21,7 @@ from recpress.report.paired import Paired
 from recpress.zoo.deepfm import DeepFM
 from recpress.zoo.dlrm import DLRM
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(n, seed):

@@ -12,13 +12,7 @@ from recpress.zoo.sasrec_train import by_length, ranked, train, trimmed
 ITEMS, LENGTH = 130, 8
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**options):

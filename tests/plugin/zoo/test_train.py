@@ -12,14 +12,7 @@ from recpress.zoo.dlrm import DLRM
 from recpress.zoo.quality import quality
 from recpress.zoo.train import train
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(n, seed):
