@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
+from recpress.artifact.fold_weights import fold_weights
 from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
@@ -103,7 +104,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
 
         program = move_to_device_pass(program, str(device))
     module = program.module(check_guards=False)
+    decoded = fold_weights(module)
     kernels, choices = lower(module) if torch.device(device).type == "cpu" else _lower_to_gpu(module, device)
+    kernels += f"; weights of {decoded} layers decoded to float" if decoded else ""
     # Without guards and without export's hooks, which check shapes before every call (200 us): LoadedModel and the
     # server have checked them already. The new module holds the tensors that its graph reads, no others.
     module = torch.fx.GraphModule(module, module.graph)
