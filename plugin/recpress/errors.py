@@ -16,10 +16,12 @@ __all__ = [
     "MissingDependencyError",
     "ProbeError",
     "PruningError",
+    "QualityGateError",
     "RecipeError",
     "RecpressError",
     "RepositoryError",
     "RequestError",
+    "SearchError",
     "ServerError",
     "SourceError",
     "TrainingError",
@@ -49,6 +51,14 @@ class PruningError(RecpressError):
 
 class TrainingError(RecpressError):
     """Fine-tuning is asked for what it cannot do, is given no batches, or diverges."""
+
+
+class SearchError(RecpressError):
+    """The automatic flow is asked for what it cannot judge or look for."""
+
+
+class QualityGateError(RecpressError):
+    """No compressed model keeps the quality that was asked for."""
 
 
 class ExportError(RecpressError):
