@@ -22,6 +22,24 @@ LEAST_CORRELATION = 0.8
 """Of a model's logits with those of its original: a model below this is another one."""
 
 
+def add_ours(repository: Path, rows: int) -> None:
+    """Write our model into ``repository``, a folder that need not exist; one that is there is kept.
+
+    Args:
+        repository: a folder of models.
+        rows: of each of the 26 tables.
+    """
+    if (repository / OURS / CONFIG).is_file():
+        return
+    examples = dlrm.inputs(CALIBRATION_ROWS, 99, rows)
+    compressed = recpress.compress(dlrm.float_model(rows), RECIPE, calibration=[examples])
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder, "artifact")
+        names = {"input_names": ("dense", "ids"), "output_names": ("logit",)}
+        recpress.export(compressed, artifact, example_inputs=examples, **names)
+        recpress.package(artifact, repository, name=OURS)
+
+
 def build(repository: Path, rows: int) -> None:
     """Write the models into ``repository``, a folder that need not exist; what it holds already is kept.
 
@@ -38,25 +56,13 @@ def build(repository: Path, rows: int) -> None:
             raise RepositoryError(
                 f"the models in {repository} have tables of {kept} rows, not {rows}; give a new folder"
             )
-    missing = [name for name in (OURS, *PEERS) if not (repository / name / CONFIG).is_file()]
-    if not missing:
-        return
-    model = dlrm.float_model(rows)
-    calibration = dlrm.inputs(CALIBRATION_ROWS, 99, rows)
-    if OURS in missing:
-        compressed = recpress.compress(model, RECIPE, calibration=[calibration])
-        with tempfile.TemporaryDirectory() as folder:
-            artifact = Path(folder, "artifact")
-            recpress.export(
-                compressed, artifact, example_inputs=calibration, input_names=("dense", "ids"), output_names=("logit",)
-            )
-            recpress.package(artifact, repository, name=OURS)
+    add_ours(repository, rows)
     for name in PEERS:
-        if name in missing:
-            _add_peer(repository, name, rows, model)
+        if not (repository / name / CONFIG).is_file():
+            _add_peer(repository, name, rows)
 
 
-def _add_peer(repository: Path, name: str, rows: int, model: dlrm_peers.Dlrm) -> None:
+def _add_peer(repository: Path, name: str, rows: int) -> None:
     """A model of the server's Python backend, configured as ours is."""
     with tempfile.TemporaryDirectory(dir=repository.resolve().parent) as folder:
         staging = Path(folder, name)
@@ -65,7 +71,7 @@ def _add_peer(repository: Path, name: str, rows: int, model: dlrm_peers.Dlrm) ->
         shutil.copy(Path(__file__).with_name("serve_peer.py"), version / "model.py")
         if name == ONNXRUNTIME:
             calibration = dlrm.inputs(CALIBRATION_ROWS, 99, rows)
-            dlrm_peers.write_onnxruntime_whole(model, *calibration, version / "int8.onnx")
+            dlrm_peers.write_onnxruntime_whole(dlrm.float_model(rows), *calibration, version / "int8.onnx")
         config = read_config(repository / OURS)
         config.name, config.backend = name, "python"
         config.parameters["rows"].string_value = str(rows)
