@@ -123,6 +123,7 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    overhead = "overhead"
     serve = "serve"
     soak = "soak"
 
