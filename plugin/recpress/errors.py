@@ -14,6 +14,7 @@ __all__ = [
     "IndexBoundsError",
     "KernelInputError",
     "MissingDependencyError",
+    "OverloadError",
     "ProbeError",
     "PruningError",
     "RecipeError",
@@ -65,6 +66,10 @@ class RepositoryError(RecpressError):
 
 class ServerError(RecpressError):
     """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
+
+
+class OverloadError(ServerError):
+    """A request is turned away, here or by the server, as it would not be answered in time: UNAVAILABLE, or 503."""
 
 
 class RequestError(RecpressError):
