@@ -108,7 +108,7 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy):
     app.command()(verb)
 
 
