@@ -14,6 +14,7 @@ __all__ = [
     "IndexBoundsError",
     "KernelInputError",
     "MissingDependencyError",
+    "NoAnswerError",
     "OverloadError",
     "ProbeError",
     "PruningError",
@@ -70,6 +71,10 @@ class ServerError(RecpressError):
 
 class OverloadError(ServerError):
     """A request is turned away, here or by the server, as it would not be answered in time: UNAVAILABLE, or 503."""
+
+
+class NoAnswerError(ServerError, TimeoutError):
+    """A running server has not answered in the time that the client gave."""
 
 
 class RequestError(RecpressError):

@@ -123,9 +123,10 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    overload = "overload"
 
 
-OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
+OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality, Benchmark.overload)
 
 
 @app.command(

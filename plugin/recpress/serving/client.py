@@ -79,7 +79,8 @@ class Client:
         Raises:
             RequestError: the server refuses: an unknown model, or inputs it does not take.
             OverloadError: turned away, here, by the proxy or by the server, as it would not be answered in time.
-            ServerError: the server cannot be reached, or does not answer in time.
+            NoAnswerError: no answer in ``timeout_s``.
+            ServerError: the server cannot be reached.
         """
         from tritonclient.utils import InferenceServerException
 

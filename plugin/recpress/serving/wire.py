@@ -1,12 +1,13 @@
 """What clients put on the wire and read off it, by gRPC or HTTP, and what the server's refusals mean."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
-from recpress.errors import OverloadError, RecpressError, RequestError, ServerError
+from recpress.errors import NoAnswerError, OverloadError, RecpressError, RequestError, ServerError
 from recpress.serving.deadlines import PARAMETER
 
 Protocol = Literal["grpc", "http"]
@@ -19,7 +20,7 @@ _KINDS = {
     "int64": "INT64",
     "bool": "BOOL",
 }
-_DOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "502", "503", "504")
+_DOWN = ("UNAVAILABLE", "502", "503", "504")
 
 
 def tensors(module, inputs: Mapping[str, np.ndarray]) -> list:
@@ -52,7 +53,7 @@ def outputs(answer, protocol: Protocol) -> dict[str, np.ndarray]:
 
 
 def refusal(error, model: str, where: str) -> RecpressError:
-    """What an InferenceServerException means: OverloadError, ServerError, or RequestError for a fault of the request.
+    """What an InferenceServerException means; RequestError stands for a fault of the request.
 
     Args:
         where: the server's address and the protocol.
@@ -60,12 +61,16 @@ def refusal(error, model: str, where: str) -> RecpressError:
     status, text = str(error.status() or ""), error.message()
     if OVERLOADED in text:
         return OverloadError(f"the server at {where} turns the request to {model!r} away: {text}")
+    if "DEADLINE_EXCEEDED" in status:
+        return NoAnswerError(f"the server at {where} does not answer the request to {model!r} in time")
     if any(word in status for word in _DOWN):
         return ServerError(f"the server at {where} does not answer: {text}")
     return RequestError(f"the server at {where} refuses the request to {model!r}: {text}")
 
 
 def unreachable(error: Exception, where: str) -> ServerError:
-    """No connection, or none that lasted."""
+    """No connection, or none that lasted, or none that has brought an answer in time."""
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return NoAnswerError(f"the server at {where} does not answer in time")
     why = str(error) or type(error).__name__
     return ServerError(f"the server at {where} cannot be reached ({why}); start it with: recpress serve")

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from support.processes import free_port
 from support.raw_requests import http_body, send_grpc, send_http, tensor
 from typer.testing import CliRunner
 
@@ -31,12 +32,6 @@ LIMIT = 3
 ARRAYS = {"dense": np.ones((2, 5), np.float32), "sparse": np.ones((2, 4), np.int64)}
 INPUTS = [tensor("dense", "FP32", ARRAYS["dense"]), tensor("sparse", "INT64", ARRAYS["sparse"])]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def routes(server_http, server_grpc):
