@@ -37,12 +37,12 @@ from recpress.serving.limiter import Limiter, fitting_limit
 from recpress.serving.proxy import Proxy, Route, nginx_config
 from recpress.serving.server import Server
 from recpress.zoo.dlrm import DLRM
-from recpress_kernels.bench import dlrm, int8, save
+from recpress_kernels.bench import int8, save
 
 MODEL = "dlrm"
 ROWS, BATCH = 32, 8
 """Of a request, and requests in a batch."""
-TABLES, DIM, BOTTOM, TOP = 26, 64, (512, 256), (4096, 4096, 2048, 512)
+DENSE, TABLES, BOTTOM, TOP = 13, 8, (256,), (4096, 4096, 2048, 512)
 DEADLINE_BATCHES = 5
 TIMES = (1.0, 2.0, 5.0)
 GUARDS = ("proxy", "client", "deadline", "nothing")
@@ -107,7 +107,7 @@ class Bench:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.server, self.seconds, self.patience_s = server, seconds, patience_s
-        pairs = [dlrm.inputs(ROWS, seed, table_rows) for seed in range(_INPUTS)]
+        pairs = [_rows(ROWS, table_rows, seed) for seed in range(_INPUTS)]
         self._inputs = [{"dense": dense.numpy(), "sparse": ids.numpy()} for dense, ids in pairs]
         self.capacity = self.measure_capacity("grpc", clients=3 * BATCH)
         self.batch_s = BATCH / self.capacity
@@ -172,15 +172,22 @@ class Bench:
 
 
 def build(repository: Path, table_rows: int) -> None:
-    """Package the model, with ``table_rows`` rows in each of its 26 tables."""
+    """Package the model, with ``table_rows`` rows in each of its tables."""
     torch.manual_seed(0)
-    model = DLRM(num_dense=13, table_rows=[table_rows] * TABLES, dim=DIM, bottom=BOTTOM, top=TOP).eval()
-    calibration = dlrm.inputs(512, 99, table_rows)
-    compressed = recpress.compress(model, "int8", calibration=[calibration])
+    model = DLRM(num_dense=DENSE, table_rows=[table_rows] * TABLES, bottom=BOTTOM, top=TOP).eval()
+    compressed = recpress.compress(model, "int8")
+    examples = _rows(64, table_rows, _INPUTS)
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder, "artifact")
-        recpress.export(compressed, artifact, example_inputs=calibration, input_names=("dense", "sparse"))
+        recpress.export(compressed, artifact, example_inputs=examples, input_names=("dense", "sparse"))
         recpress.package(artifact, repository, name=MODEL, max_batch_size=BATCH * ROWS)
+
+
+def _rows(count: int, table_rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """dense float32 [count, DENSE] and sparse int64 [count, TABLES]."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, table_rows, (count, TABLES), generator=generator)
+    return torch.randn(count, DENSE, generator=generator), ids
 
 
 def run(

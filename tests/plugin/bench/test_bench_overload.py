@@ -59,9 +59,9 @@ def test_what_is_printed_and_written(bench, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(overload, "build", lambda repository, rows: None)
     monkeypatch.setattr(overload, "Server", Running)
     given = ["--protocols", "grpc", "--guards", "client", "--times", "0.5", "--seconds", "0.5", "--rows", str(ROWS)]
-    overload.main([*given, "--deadline-ms", "5000", "--json", str(tmp_path / "found.json")])
+    overload.main([*given, "--deadline-ms", "1000", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["kind"] == "overload" and found["deadline_s"] == 5 and len(found["rows"]) == 1
+    assert found["kind"] == "overload" and found["deadline_s"] == 1 and len(found["rows"]) == 1
     assert found["rows"][0]["guard"] == "client" and found["rows"][0]["counts"]["ok"] > 0
     assert "grpc 0.5x client" in capsys.readouterr().out
 
