@@ -60,8 +60,9 @@ class ForwardTimes:
         if not self._measured:
             return 0.0
         size = rows.bit_length()
-        nearest = min(self._measured, key=lambda known: (known < size, abs(known - size)))
-        _, mean, deviation = self._measured[nearest]
+        if size not in self._measured:
+            size = min(self._measured, key=lambda known: (known < size, abs(known - size)))
+        _, mean, deviation = self._measured[size]
         return mean + _DEVIATIONS * deviation
 
     def age(self) -> None:
