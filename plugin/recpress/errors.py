@@ -14,6 +14,8 @@ __all__ = [
     "IndexBoundsError",
     "KernelInputError",
     "MissingDependencyError",
+    "NoAnswerError",
+    "OverloadError",
     "ProbeError",
     "PruningError",
     "QualityGateError",
@@ -75,6 +77,14 @@ class RepositoryError(RecpressError):
 
 class ServerError(RecpressError):
     """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
+
+
+class OverloadError(ServerError):
+    """A request is turned away, here or by the server, as it would not be answered in time: UNAVAILABLE, or 503."""
+
+
+class NoAnswerError(ServerError, TimeoutError):
+    """A running server has not answered in the time that the client gave."""
 
 
 class RequestError(RecpressError):

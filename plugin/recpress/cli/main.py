@@ -134,7 +134,7 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy):
     app.command()(verb)
 
 
@@ -150,6 +150,7 @@ class Benchmark(str, Enum):
     ptq = "ptq"
     quality = "quality"
     overhead = "overhead"
+    overload = "overload"
     serve = "serve"
     soak = "soak"
 
