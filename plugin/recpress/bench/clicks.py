@@ -24,6 +24,8 @@ CALIBRATION_ROWS = 4096
 BATCH = 512
 TUNING_PASSES = 4
 """After which validation decides, of what is trained for a number of steps."""
+TUNING_LR = 1e-3
+"""That of the original's training: in so few steps a tenth of it brings half of the way."""
 Batch = tuple[tuple[Tensor, Tensor], Tensor]
 
 
@@ -62,7 +64,9 @@ class Clicks:
         if steps is None:
             return {"train": train, "valid": valid}
         passes = min(TUNING_PASSES, steps)
-        return {"train": _Drawn(train, steps // passes), "valid": valid, "epochs": passes, "patience": passes}
+        return {"train": _Drawn(train, steps // passes), "valid": valid, "epochs": passes, "patience": passes} | {
+            "lr": TUNING_LR
+        }
 
     def _batches(self, part: str) -> list[Batch]:
         """The "train" or the "valid" rows with their labels, shuffled once."""

@@ -21,6 +21,7 @@ CALIBRATION_USERS = 512
 CALIBRATION_BATCH = 32
 BATCH, RIVALS = 128, 200
 TUNING_LR, TUNING_EPOCHS = 5e-5, 12
+PRUNED_LR, PRUNED_EPOCHS = 5e-4, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Ranks:
         options = {"epochs": self.epochs, "seed": seed}
         kept = trained(
             module,
-            lambda: max(train(module, self.data, self.valid, **options), key=lambda epoch: epoch.ndcg).steps,
+            lambda: train(module, self.data, self.valid, **options)[-1].steps,
             rows=(torch.cat(events), torch.tensor([len(items) for items in events]), self.valid.candidates),
             options=options,
             folder=folder,
@@ -78,12 +79,12 @@ class Ranks:
             sequences.histories([items[1:] for items in known], self.length),
             self.data.num_items,
         )
-        epochs = TUNING_EPOCHS if steps is None else min(TUNING_EPOCHS, steps)
+        lr, epochs = (TUNING_LR, TUNING_EPOCHS) if steps is None else (PRUNED_LR, min(PRUNED_EPOCHS, steps))
         if steps is not None and steps < epochs * len(places):
             places = replace(places, count=steps // epochs)
         order = by_length(self.valid.histories).split(BATCH)[::4]
         valid = [(trimmed(self.valid.histories[batch]), self.valid.candidates[batch]) for batch in order]
-        return {"train": places, "valid": valid, "loss": _divergence, "lr": TUNING_LR, "epochs": epochs}
+        return {"train": places, "valid": valid, "loss": _divergence, "lr": lr, "epochs": epochs}
 
     def score(self, model: nn.Module) -> Ranked:
         """HR@10 and NDCG@10 of each user to test on."""

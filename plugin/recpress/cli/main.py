@@ -123,9 +123,10 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    prune = "prune"
 
 
-OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
+OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality, Benchmark.prune)
 
 
 @app.command(

@@ -19,7 +19,7 @@ _STEPS = "optimiser_steps"
 
 @dataclass(frozen=True)
 class Kept:
-    """Whether weights were ``read`` or trained just now, and after how many ``steps`` of the optimiser they came."""
+    """Whether weights were ``read`` or trained just now, and the optimiser's ``steps`` of their training."""
 
     read: bool
     steps: int
@@ -37,8 +37,7 @@ def trained(
 
     Args:
         model: as it starts: its structure and its first weights are part of the hash.
-        train: trains ``model`` in place, and returns the number of the optimiser's steps up to the weights that it
-            leaves.
+        train: trains ``model`` in place, and returns how many steps of the optimiser that took.
         rows: all that it learns and is judged by.
         options: those of the training, its seed too; what JSON can hold.
         folder: made where it does not exist; a file that cannot be read, or lacks the steps, is made anew.
