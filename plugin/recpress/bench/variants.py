@@ -106,16 +106,13 @@ VARIANTS = {
     "int8-tables4-qat": Variant(Recipe.preset("int8-tables4"), tuned=True, bounds=INT4),
 }
 POST_TRAINING = tuple(name for name, way in VARIANTS.items() if not way.tuned)
-_24 = {"prune": PruneSpec(permute=True)}
 PRUNING = {
-    "prune-24": Variant(Recipe.preset("prune-24").model_copy(update=_24), tuned=True, control=True, bounds=PRUNED),
+    "prune-24": Variant(Recipe.preset("prune-24"), tuned=True, control=True, bounds=PRUNED),
     "prune-24-then-int8": Variant(Recipe(linear="int8-24"), after="prune-24", bounds=_STORED),
-    "prune-24-int8": Variant(
-        Recipe.preset("prune-24-int8").model_copy(update=_24), tuned=True, against="prune-24-then-int8", bounds=_STORED
-    ),
+    "prune-24-int8": Variant(Recipe.preset("prune-24-int8"), tuned=True, against="prune-24-then-int8", bounds=_STORED),
     "prune-24-then-tables4": Variant(Recipe(linear="int8-24", embedding="int4"), after="prune-24", bounds=_STORED),
     "prune-24-int8-tables4": Variant(
-        Recipe.preset("prune-24-int8-tables4").model_copy(update=_24),
+        Recipe.preset("prune-24-int8-tables4"),
         tuned=True,
         against="prune-24-then-tables4",
         bounds=_STORED,
