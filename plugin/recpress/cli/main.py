@@ -151,6 +151,7 @@ class Benchmark(str, Enum):
     quality = "quality"
     overhead = "overhead"
     overload = "overload"
+    prune = "prune"
     serve = "serve"
     soak = "soak"
 
