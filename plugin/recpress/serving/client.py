@@ -9,7 +9,7 @@ import numpy as np
 from recpress.errors import MissingDependencyError, RequestError, ServerError
 
 Protocol = Literal["grpc", "http"]
-_KINDS = {
+KINDS = {
     "float32": "FP32",
     "float16": "FP16",
     "int32": "INT32",
@@ -72,9 +72,9 @@ class Client:
         """
         wire = []
         for name, array in inputs.items():
-            kind = _KINDS.get(str(array.dtype))
+            kind = KINDS.get(str(array.dtype))
             if kind is None:
-                raise RequestError(f"input {name!r} is {array.dtype}; allowed are {', '.join(_KINDS)}")
+                raise RequestError(f"input {name!r} is {array.dtype}; allowed are {', '.join(KINDS)}")
             tensor = self._module.InferInput(name, list(array.shape), kind)
             tensor.set_data_from_numpy(np.ascontiguousarray(array))
             wire.append(tensor)
