@@ -142,7 +142,8 @@ def finetune(
         compressed = convert(prepared, counts=counts)
         after, of_control = evaluated(compressed.model, evaluate), {} if dense is None else evaluated(dense, evaluate)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    training = Training(name, settings, run, dense_run, post_training, of_control)
+    taught = "" if loss == "labels" else "original" if teacher is None else "given"
+    training = Training(name, taught, settings, run, dense_run, post_training, of_control)
     report = replace(compressed.report, quality_before=before, quality_after=after, training=training)
     return Finetuned(compressed.model, report, dense)
 

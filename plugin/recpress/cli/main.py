@@ -113,8 +113,8 @@ for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, loa
 
 
 class Benchmark(str, Enum):
-    """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of what
-    compressing itself costs, in ``recpress.bench``."""
+    """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of compressing
+    and of serving, in ``recpress.bench``."""
 
     int8 = "int8"
     sparse24 = "sparse24"
@@ -123,9 +123,12 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    overhead = "overhead"
+    serve = "serve"
+    soak = "soak"
 
 
-OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
+IN_KERNELS = (Benchmark.int8, Benchmark.sparse24, Benchmark.tables, Benchmark.dlrm)
 
 
 @app.command(
@@ -134,7 +137,7 @@ OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
 def bench(context: typer.Context, name: Benchmark) -> None:
     """Measure, beside other libraries or the original, and print: bench NAME [--json FILE]; bench NAME --help lists
     more."""
-    package = "recpress.bench" if name in OF_COMPRESSION else "recpress_kernels.bench"
+    package = "recpress_kernels.bench" if name in IN_KERNELS else "recpress.bench"
     import_module(f"{package}.{name.value}").main(context.args)
 
 

@@ -220,10 +220,14 @@ class Server:
             if process is not None:
                 _terminate(process, timeout_s)
         finally:
-            for path in _SHARED_MEMORY.glob(self._prefix + "*"):
+            for path in self.shared_memory():
                 path.unlink(missing_ok=True)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+    def shared_memory(self) -> list[Path]:
+        """This server's files in shared memory: one a stub while it runs, none once it is stopped."""
+        return list(_SHARED_MEMORY.glob(self._prefix + "*"))
 
     def url(self, protocol: str = "http") -> str:
         """``host:port`` for a client of ``"http"``, ``"grpc"`` or ``"metrics"``."""
