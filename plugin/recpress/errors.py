@@ -13,6 +13,7 @@ __all__ = [
     "ExportError",
     "IndexBoundsError",
     "KernelInputError",
+    "LoadTestError",
     "MissingDependencyError",
     "NoAnswerError",
     "OverloadError",
@@ -93,6 +94,10 @@ class RequestError(RecpressError):
 
 class ProbeError(RecpressError):
     """A running server answers, but not with the scores that the artifact promises."""
+
+
+class LoadTestError(RecpressError):
+    """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
 
 
 class DataError(RecpressError):
