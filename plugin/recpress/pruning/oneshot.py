@@ -45,6 +45,8 @@ def prune(
 ) -> Pruned:
     """A pruned copy of ``model``, in the mode that it is in, with its masks.
 
+    Under torchrun each process prunes by what it is given: make them the same by recpress.pruning.ranks.share.
+
     Args:
         model: a trained model; it is not changed. What is masked in it stays so.
         spec: a :class:`PruneSpec`, or a pattern such as ``"2:4"`` with its defaults.
