@@ -13,7 +13,10 @@ __all__ = [
     "ExportError",
     "IndexBoundsError",
     "KernelInputError",
+    "LoadTestError",
     "MissingDependencyError",
+    "NoAnswerError",
+    "OverloadError",
     "ProbeError",
     "PruningError",
     "QualityGateError",
@@ -77,12 +80,24 @@ class ServerError(RecpressError):
     """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
 
 
+class OverloadError(ServerError):
+    """A request is turned away, here or by the server, as it would not be answered in time: UNAVAILABLE, or 503."""
+
+
+class NoAnswerError(ServerError, TimeoutError):
+    """A running server has not answered in the time that the client gave."""
+
+
 class RequestError(RecpressError):
     """A running server refuses a request: an unknown model, or inputs that it does not take."""
 
 
 class ProbeError(RecpressError):
     """A running server answers, but not with the scores that the artifact promises."""
+
+
+class LoadTestError(RecpressError):
+    """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
 
 
 class DataError(RecpressError):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import serving
+from recpress.cli import loadtest, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -134,7 +134,7 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy, loadtest.loadtest):
     app.command()(verb)
 
 
@@ -150,6 +150,8 @@ class Benchmark(str, Enum):
     ptq = "ptq"
     quality = "quality"
     overhead = "overhead"
+    overload = "overload"
+    prune = "prune"
     serve = "serve"
     soak = "soak"
 
