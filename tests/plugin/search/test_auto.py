@@ -193,6 +193,18 @@ def test_metrics_of_one_s_own_with_an_interval_where_there_are_values_to_pair(go
         recpress.auto(good, TRAIN, VALID, metric="hits", **given)
 
 
+def test_what_a_recipe_says_of_tables_is_done_after_pruning(good):
+    recipe = Recipe(name="mine", linear="keep", embedding="keep", prune="2:4", oov={"users": 3})
+    given = {"rows": ROWS, "share": 0.5, "candidates": [recipe], "epochs": 1, "show": False}
+    found = recpress.auto(good, TRAIN, VALID, **given)
+    assert list(verdicts(found).values()) == ["original", "control", "kept", "kept"]
+    given["candidates"] = [recipe.model_copy(update={"linear": "int8-24"})]
+    report = recpress.auto(good, TRAIN, VALID, **given).accepted().report
+    (users,) = (row for row in report.rows if row.names == ("users",))
+    (top,) = (row for row in report.rows if row.names == ("top.0",))
+    assert users.oov_row == 3 and "2:4" in top.scheme and top.pruned == "512 of 1,056 parameters zero"
+
+
 def test_a_candidate_that_cannot_be_made_is_a_line(good):
     model = nn.Sequential(good.users, nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0)).eval()
     rows = [(ids[:, :1], label) for ids, label in ROWS]
