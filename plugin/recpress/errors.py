@@ -13,15 +13,18 @@ __all__ = [
     "ExportError",
     "IndexBoundsError",
     "KernelInputError",
+    "LoadTestError",
     "MissingDependencyError",
     "NoAnswerError",
     "OverloadError",
     "ProbeError",
     "PruningError",
+    "QualityGateError",
     "RecipeError",
     "RecpressError",
     "RepositoryError",
     "RequestError",
+    "SearchError",
     "ServerError",
     "SourceError",
     "TrainingError",
@@ -51,6 +54,14 @@ class PruningError(RecpressError):
 
 class TrainingError(RecpressError):
     """Fine-tuning is asked for what it cannot do, is given no batches, or diverges."""
+
+
+class SearchError(RecpressError):
+    """The automatic flow is asked for what it cannot judge or look for."""
+
+
+class QualityGateError(RecpressError):
+    """No compressed model keeps the quality that was asked for."""
 
 
 class ExportError(RecpressError):
@@ -83,6 +94,10 @@ class RequestError(RecpressError):
 
 class ProbeError(RecpressError):
     """A running server answers, but not with the scores that the artifact promises."""
+
+
+class LoadTestError(RecpressError):
+    """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
 
 
 class DataError(RecpressError):

@@ -2,35 +2,10 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from recpress.loadtest.engine import Engine, Observe, Submit, poisson
 from recpress.loadtest.outcomes import Outcome, outcome_of
-from recpress.loadtest.result import Step, summarise
-
-
-@dataclass(frozen=True)
-class Load:
-    """A load: either ``rate`` requests a second, or ``clients`` that wait for their answers.
-
-    Attributes:
-        seconds: how long it is measured.
-        warm_up_s: how long it runs before that.
-        deadline_s: an answer that comes later is of no use; for the goodput.
-        give_up_s: the test is broken off when for so many seconds no server could be reached.
-        drain_s: how long to wait for answers after the last request.
-    """
-
-    rate: float | None = None
-    clients: int | None = None
-    seconds: float = 10.0
-    warm_up_s: float = 1.0
-    deadline_s: float | None = None
-    give_up_s: float = 3.0
-    drain_s: float = 10.0
-
-    def __str__(self) -> str:
-        return f"{self.rate:g} a second" if self.clients is None else f"{self.clients} clients"
+from recpress.loadtest.result import Load, Step, summarise
 
 
 async def measure(
@@ -63,13 +38,10 @@ async def measure(
     else:
         await engine.closed_loop(load.clients, whole)
     taken, processor = time.monotonic() - begin, time.process_time() - processor
-    record = engine.record
     return summarise(
-        record,
+        engine.record,
+        load,
         begin=begin + load.warm_up_s,
-        seconds=load.seconds if record.broken_off is None else max(0.0, min(load.seconds, taken - load.warm_up_s)),
-        rate=load.rate,
-        clients=load.clients,
-        deadline_s=load.deadline_s,
-        client_s=processor / max(1, len(record.done)),
+        taken=max(0.0, taken - load.warm_up_s),
+        client_s=processor / max(1, len(engine.record.done)),
     )

@@ -13,7 +13,7 @@ from recpress.serving.deadlines import PARAMETER
 Protocol = Literal["grpc", "http"]
 OVERLOADED = "overloaded:"
 """With this begins the text of what the backend, the proxy and the limiter turn away."""
-_KINDS = {
+KINDS = {
     "float32": "FP32",
     "float16": "FP16",
     "int32": "INT32",
@@ -31,9 +31,9 @@ def tensors(module, inputs: Mapping[str, np.ndarray]) -> list:
     """
     wire = []
     for name, array in inputs.items():
-        kind = _KINDS.get(str(array.dtype))
+        kind = KINDS.get(str(array.dtype))
         if kind is None:
-            raise RequestError(f"input {name!r} is {array.dtype}; allowed are {', '.join(_KINDS)}")
+            raise RequestError(f"input {name!r} is {array.dtype}; allowed are {', '.join(KINDS)}")
         tensor = module.InferInput(name, list(array.shape), kind)
         tensor.set_data_from_numpy(np.ascontiguousarray(array))
         wire.append(tensor)

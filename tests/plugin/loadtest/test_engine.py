@@ -10,7 +10,8 @@ import pytest
 from recpress.errors import RequestError, ServerError
 from recpress.loadtest.engine import Engine, poisson, run
 from recpress.loadtest.outcomes import Outcome
-from recpress.loadtest.steps import Load, measure
+from recpress.loadtest.result import Load
+from recpress.loadtest.steps import measure
 
 
 def quick(**changes) -> Load:
