@@ -21,8 +21,11 @@ def test_yaml_round_trip(tmp_path):
     assert as_recipe(path) == recipe == as_recipe(str(path))
 
 
-def test_presets_are_named_after_themselves():
-    assert all(as_recipe(name).name == name for name in PRESETS)
+def test_presets_are_named_after_themselves_and_are_written_as_yaml(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    for name in PRESETS:
+        path.write_text(as_recipe(name).to_yaml())
+        assert as_recipe(name).name == name and as_recipe(path) == as_recipe(name)
 
 
 def test_is_frozen():
