@@ -112,7 +112,8 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
             atol=loaded.manifest.golden.atol,
         )
         (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        auc = paired_auc(score(model, data.test), score(loaded.module, data.test), data.test.label)
+        after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
+        auc = paired_auc(score(model, data.test), after, data.test.label)
         (output / "report.html").write_text(page(_content(loaded.manifest, result, auc)), encoding="utf-8")
     print_result(console, result, output)
     return result
