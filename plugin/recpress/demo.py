@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from recpress.artifact.manifest import Manifest
     from recpress.report.html import Content
     from recpress.report.paired import Paired
+    from recpress.serving.metrics import Histogram
 
 NAME = "movielens_dlrm"
 BATCHES = (1, 64)
 DIM, BOTTOM, TOP = 16, (256, 128), (512, 256)
+_SETTLE_S = 0.25
 _MARKER = ".recpress-demo"
 
 
@@ -190,12 +192,23 @@ def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, request
             replay_golden(client, NAME, artifact)
     step("sending requests")
     labels = {"model": NAME}
-    before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    before = _settled(lambda: read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels))
     with Client(server.url("grpc")) as client:
         served, verdict = send(client, loaded, rows, requests, step.advance)
-    after = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    after = _settled(lambda: read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels))
     mine = after.since(before)
     return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, verdict
+
+
+def _settled(read: Callable[[], "Histogram"]) -> "Histogram":
+    """A histogram that no longer grows: the backend observes its answers some 20 ms after it has sent them."""
+    last = read()
+    while True:
+        time.sleep(_SETTLE_S)
+        now = read()
+        if now.count == last.count:
+            return now
+        last = now
 
 
 def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[dict[int, Latency], Verdict]:

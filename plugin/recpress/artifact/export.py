@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 from recpress.artifact import golden
 from recpress.artifact.bounds import table_bounds
-from recpress.artifact.load import CONSTANT, load
+from recpress.artifact.graph import CONSTANT
+from recpress.artifact.load import load
 from recpress.artifact.lower import drop_identities
 from recpress.artifact.manifest import (
     DTYPES,

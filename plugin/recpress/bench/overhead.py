@@ -25,6 +25,7 @@ from recpress.errors import RepositoryError, ServerError
 from recpress.latency import Latency, interleave
 from recpress.serving.config import CONFIG, read_config, served_versions, write_config
 from recpress.serving.server import Server
+from recpress.serving.wire import KINDS
 from recpress_kernels.bench import save
 
 MODEL = Path("model_repository/movielens_dlrm")
@@ -42,7 +43,6 @@ class TritonPythonModel:
     def _same(self, tensor):
         return pb_utils.Tensor.from_dlpack("same_" + tensor.name(), tensor.to_dlpack())
 """
-_KINDS = {"float32": "FP32", "float16": "FP16", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
@@ -138,7 +138,7 @@ def _wire(row: torch.Tensor) -> torch.Tensor:
 
 
 def _kind(row: torch.Tensor) -> str:
-    return _KINDS[str(row.dtype).removeprefix("torch.")]
+    return KINDS[str(row.dtype).removeprefix("torch.")]
 
 
 def _closed_loop(address: str, name: str, rows: dict[str, torch.Tensor], seconds: float) -> float:

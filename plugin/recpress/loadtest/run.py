@@ -18,8 +18,9 @@ from recpress.loadtest.result import Load, Step
 from recpress.loadtest.rows import read_requests
 from recpress.loadtest.steps import measure
 from recpress.loadtest.target import Target
-from recpress.serving.client import Client, Protocol
+from recpress.serving.client import Client
 from recpress.serving.probe import replay_golden
+from recpress.serving.wire import Protocol
 
 _PROOF_BATCH = 64
 

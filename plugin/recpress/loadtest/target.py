@@ -1,15 +1,12 @@
 """The server under test, through tritonclient's asynchronous clients."""
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from recpress.errors import MissingDependencyError
 from recpress.loadtest.outcomes import Outcome
 from recpress.loadtest.rows import Checker, Requests
-from recpress.serving.client import KINDS, Protocol
+from recpress.serving.wire import Protocol, tensors
 
 _CONNECTIONS = 512
 
@@ -52,7 +49,7 @@ class Target:
             ) from None
         self.checker = Checker(requests)
         self._module, self._url, self._model, self._outputs = module, url, model, requests.outputs
-        self._wire = [_wire(module, inputs) for inputs in requests.inputs]
+        self._wire = [tensors(module, inputs) for inputs in requests.inputs]
         self._options: dict[str, object] = {"model_version": version}
         if protocol == "grpc":
             self._connect = {} if tls_ca is None else {"ssl": True, "root_certificates": str(tls_ca)}
@@ -79,12 +76,3 @@ class Target:
         answer = await self._client.infer(self._model, self._wire[request], **self._options)
         right = self.checker.right(request, tuple(answer.as_numpy(name) for name in self._outputs))
         return Outcome.OK if right else Outcome.WRONG
-
-
-def _wire(module, inputs: Mapping[str, np.ndarray]) -> list:
-    wire = []
-    for name, array in inputs.items():
-        tensor = module.InferInput(name, list(array.shape), KINDS[str(array.dtype)])
-        tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        wire.append(tensor)
-    return wire

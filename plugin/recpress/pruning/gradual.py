@@ -17,7 +17,7 @@ from recpress.pruning import masks, ranks
 from recpress.pruning.criteria import Accumulator
 from recpress.pruning.oneshot import PruneRow, decide, evaluating, find, rows, scored
 from recpress.pruning.schedules import Schedule
-from recpress.pruning.spec import FROM_GRADIENTS, PruneSpec
+from recpress.pruning.spec import FROM_GRADIENTS, STRUCTURED, PruneSpec
 
 
 class Pruner:
@@ -147,8 +147,8 @@ class Pruner:
 
 
 def _check(spec: PruneSpec, schedule: Schedule, steps: int | None, calibration: object) -> None:
-    if spec.pattern == "units" or spec.by == "sparsegpt":
-        what = "units change shapes" if spec.pattern == "units" else "sparsegpt updates weights"
+    if spec.pattern in STRUCTURED or spec.by == "sparsegpt":
+        what = f"{spec.pattern} change shapes" if spec.pattern in STRUCTURED else "sparsegpt updates weights"
         raise PruningError(f"{what} under the optimiser that holds them; use recpress.prune, and train what it returns")
     if spec.sparsity is not None or spec.threshold is not None:
         raise PruningError("the schedule says how much goes; leave sparsity and threshold out of the spec")

@@ -17,6 +17,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack
 from recpress.artifact.load import load
 from recpress.errors import IndexBoundsError, RecpressError
 from recpress.serving.backend.aside import Aside
+from recpress.serving.deadlines import MALFORMED, Deadlines, Refused
 from recpress.serving.rows import RowChecker, all_finite, join, split
 
 BUCKETS_S = [0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
@@ -35,6 +36,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         self.manifest = self.model.manifest
         self.checker = RowChecker(self.manifest)
+        self.deadlines = Deadlines()
         self.latency = _latency_histogram(args)
         self.aside = Aside(self._metrics_failed)
         # For good, on the thread that scores too: entered for each request it takes 5 us.
@@ -48,6 +50,20 @@ class TritonPythonModel:
         begin = time.perf_counter()
         answers: list = [None] * len(requests)
         inputs = {i: self._inputs(request) for i, request in enumerate(requests)}
+        asked = {i: (requests[i].parameters(), own[0].shape[0]) for i, own in inputs.items()}
+        for i, refused in self.deadlines.refuse(asked).items():
+            answers[i] = _too_late(refused)
+            del inputs[i]
+        if inputs:
+            self._check_and_score(inputs, answers)
+        if rows := sum(own[0].shape[0] for own in inputs.values()):
+            self.deadlines.times.add(rows, time.perf_counter() - begin)
+        if self.latency is not None:
+            self.aside(self.latency[1].observe, time.perf_counter() - begin)
+        return answers
+
+    def _check_and_score(self, inputs: dict[int, tuple[Tensor, ...]], answers: list) -> None:
+        """Answer all of ``inputs``, and leave in it those that pass the check."""
         if not self.checker.clean(joined := join(list(inputs.values()))):
             for i in list(inputs):
                 if complaint := self.checker.complaint(inputs[i]):
@@ -56,9 +72,6 @@ class TritonPythonModel:
             joined = join(list(inputs.values())) if inputs else ()
         if inputs:
             self._score(inputs, joined, answers)
-        if self.latency is not None:
-            self.aside(self.latency[1].observe, time.perf_counter() - begin)
-        return answers
 
     def _inputs(self, request) -> tuple[Tensor, ...]:
         tensors = []
@@ -107,6 +120,11 @@ class TritonPythonModel:
         if self.latency is not None:
             self.latency = None
             pb_utils.Logger.log_error(f"recpress: latency metrics stopped ({error})")
+
+
+def _too_late(refused: Refused):
+    code = pb_utils.TritonError.INVALID_ARG if refused.reason == MALFORMED else pb_utils.TritonError.UNAVAILABLE
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(refused.text, code))
 
 
 def _refusal(text: str):
