@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from recpress.artifact.manifest import Manifest
     from recpress.report.html import Content
     from recpress.report.paired import Paired
+    from recpress.serving.metrics import Histogram
 
 NAME = "movielens_dlrm"
 BATCHES = (1, 64)
 DIM, BOTTOM, TOP = 16, (256, 128), (512, 256)
+_SETTLE_S = 0.25
 _MARKER = ".recpress-demo"
 
 
@@ -112,7 +114,8 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
             atol=loaded.manifest.golden.atol,
         )
         (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        auc = paired_auc(score(model, data.test), score(loaded.module, data.test), data.test.label)
+        after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
+        auc = paired_auc(score(model, data.test), after, data.test.label)
         (output / "report.html").write_text(page(_content(loaded.manifest, result, auc)), encoding="utf-8")
     print_result(console, result, output)
     return result
@@ -218,12 +221,23 @@ def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, request
             replay_golden(client, NAME, artifact)
     step("sending requests")
     labels = {"model": NAME}
-    before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    before = _settled(lambda: read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels))
     with Client(server.url("grpc")) as client:
         served, verdict = send(client, loaded, rows, requests, step.advance)
-    after = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+    after = _settled(lambda: read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels))
     mine = after.since(before)
     return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, verdict
+
+
+def _settled(read: Callable[[], "Histogram"]) -> "Histogram":
+    """A histogram that no longer grows: the backend observes its answers some 20 ms after it has sent them."""
+    last = read()
+    while True:
+        time.sleep(_SETTLE_S)
+        now = read()
+        if now.count == last.count:
+            return now
+        last = now
 
 
 def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[dict[int, Latency], Verdict]:

@@ -60,7 +60,7 @@ def test_demo_from_data_to_report(data, tmp_path):
     assert f"{parameters:,} parameters" in (output / "report.html").read_text()
     assert f"{before['auc']:.5f}" in done.stdout and f"{after['auc']:.5f}" in done.stdout
     page = (output / "report.html").read_text()
-    assert f"{after['auc']:.5f}" in page and "<svg" in page and not re.search(r"<script|src=|href=.http", page)
+    assert f"{after['auc']:.5f}" in page and "95 % interval" in page and not re.search(r"<script|src=|href=.http", page)
     assert not left_over(output) and set(Path("/dev/shm").glob("recpress_*")) <= shared
 
 
