@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import serving
+from recpress.cli import canary, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -110,6 +110,7 @@ def package(
 
 for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
     app.command()(verb)
+app.add_typer(canary.app, name="canary")
 
 
 class Benchmark(str, Enum):

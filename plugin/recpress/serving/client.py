@@ -85,6 +85,25 @@ class Client:
         )
         return {name: answer.as_numpy(name) for name in names}
 
+    def parameters(self, model: str) -> dict[str, str]:
+        """The parameters in the configuration of ``model``; none where the server does not serve it.
+
+        Raises:
+            ServerError: the server cannot be reached, or does not answer in time.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        options = {"as_json": True, "client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
+        try:
+            answer = self._client.get_model_config(model, **options)
+        except (InferenceServerException, OSError) as error:
+            status = str(error.status() or "") if isinstance(error, InferenceServerException) else "UNAVAILABLE"
+            if "UNAVAILABLE" in status or "DEADLINE_EXCEEDED" in status:
+                raise ServerError(f"the server at {self.url} ({self.protocol}) cannot be reached ({error})") from None
+            return {}
+        found = answer.get("config", answer).get("parameters", {})
+        return {name: value["string_value"] for name, value in found.items()}
+
     def _infer(self, model: str, wire: list, version: str):
         from tritonclient.utils import InferenceServerException
 
