@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import loadtest, report, serving
+from recpress.cli import canary, loadtest, report, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -135,11 +135,17 @@ def package(
 
 
 VERBS = (
-    *(serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy),
-    *(loadtest.loadtest, report.report),
+    serving.serve,
+    serving.deploy,
+    serving.rollback,
+    serving.probe,
+    serving.proxy,
+    loadtest.loadtest,
+    report.report,
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(canary.app, name="canary")
 
 
 class Benchmark(str, Enum):
