@@ -106,7 +106,8 @@ class Recipe(BaseModel):
             rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
         prune: what is taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as ``"2:4"``:
             weights by magnitude, wanda or sparsegpt, units by activation or weight-norm; wanda, sparsegpt and
-            activation need calibration inputs. Units are removed, so that layers are smaller. Weights that go are
+            activation need calibration inputs, and so do dimensions of tables and heads of attention. Units, dimensions
+            and heads are removed, so that layers are smaller. Weights that go are
             zeros: ``"int8-24"`` stores 2:4 in less and computes it faster, any other layer keeps its bytes and its
             time. Fine-tuning then distils from the dense original, and the masks hold. None: none.
         name: what the report calls this recipe.
