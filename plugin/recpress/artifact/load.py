@@ -16,6 +16,7 @@ from torch import Tensor
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden, ragged
 from recpress.artifact.archive import check_archive
+from recpress.artifact.fold_weights import fold_weights
 from recpress.artifact.graph import build_module
 from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
@@ -95,7 +96,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
     with _no_collection():
         module = build_module(program, weights, folder / GRAPH, torch.device(device))
     del program, weights
+    decoded = fold_weights(module)
     kernels, choices = lower(module) if torch.device(device).type == "cpu" else _lower_to_gpu(module, device)
+    kernels += f"; weights of {decoded} layers decoded to float" if decoded else ""
     # The new module holds the tensors that its graph reads now, no others.
     module = torch.fx.GraphModule(module, module.graph)
     model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))

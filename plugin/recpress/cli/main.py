@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import loadtest, serving
+from recpress.cli import loadtest, report, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -134,7 +134,11 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy, loadtest.loadtest):
+VERBS = (
+    *(serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy),
+    *(loadtest.loadtest, report.report),
+)
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -92,7 +92,8 @@ def pruning_table(rows: Iterable[PruneRow | PrunedParameter]) -> Table:
         reason = row.reason if row.status == "pruned" else f"kept: {row.reason}"
         table.add_row(row.name, f"{row.before:,}", f"{row.after:,}", f"{row.zeros:,}", threshold, reason)
     before, after, zeros = (sum(getattr(row, of) for row in rows) for of in ("before", "after", "zeros"))
-    table.add_row("all", f"{before:,}", f"{after:,}", f"{zeros:,}", "", f"{1 - (after - zeros) / before:.1%} is gone")
+    gone = before - after + sum(row.zeros for row in rows if row.status == "pruned")
+    table.add_row("all", f"{before:,}", f"{after:,}", f"{zeros:,}", "", f"pruning took {gone / before:.1%}")
     return table
 
 
