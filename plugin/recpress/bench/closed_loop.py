@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from recpress.errors import MissingDependencyError, ServerError
+from recpress.serving.wire import KINDS
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _TIMEOUT_S = 30.0
-_KINDS = {"float32": "FP32", "float16": "FP16", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
 
 
 def encode(model: str, inputs: Mapping[str, np.ndarray]) -> bytes:
@@ -32,7 +32,7 @@ def encode(model: str, inputs: Mapping[str, np.ndarray]) -> bytes:
         ) from None
     request = service_pb2.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
-        request.inputs.add(name=name, datatype=_KINDS[str(array.dtype)], shape=array.shape)
+        request.inputs.add(name=name, datatype=KINDS[str(array.dtype)], shape=array.shape)
         request.raw_input_contents.append(np.ascontiguousarray(array).tobytes())
     return request.SerializeToString()
 

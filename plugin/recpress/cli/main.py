@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import canary, serving
+from recpress.cli import canary, loadtest, report, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -71,6 +71,32 @@ def export(
 
 
 @app.command()
+def auto(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A function that returns a mapping of recpress.auto's arguments: model, train, valid, rows or "
+            "evaluate and so on; and, to export, examples: {input name: example tensor}.",
+        ),
+    ],
+    share: Annotated[float | None, typer.Option(help="What is asked, as a share of the original's metric.")] = None,
+    at_least: Annotated[float | None, typer.Option(help="What is asked, as a value of the metric.")] = None,
+    candidate: Annotated[list[str] | None, typer.Option(help="A preset or YAML file to try; in this order.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of optimisers that may be taken in all.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every training.")] = None,
+    folder: Annotated[Path | None, typer.Option("--export", help="Write what is found as an artifact there.")] = None,
+) -> None:
+    """Find the smallest compressed model that keeps a quality; print what was tried; fail where none does."""
+    from recpress.cli.source import auto_source
+
+    options = {"share": share, "at_least": at_least, "candidates": candidate}
+    options |= {"steps": steps, "seconds": seconds, "seed": seed}
+    auto_source(source, {name: value for name, value in options.items() if value is not None}, folder)
+
+
+@app.command()
 def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Load an artifact, replay its golden rows, and print what it holds."""
     from recpress.artifact.load import check_golden
@@ -108,7 +134,11 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+VERBS = (
+    *(serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy),
+    *(loadtest.loadtest, report.report),
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(canary.app, name="canary")
 
@@ -124,6 +154,9 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    overhead = "overhead"
+    overload = "overload"
+    prune = "prune"
     serve = "serve"
     soak = "soak"
 

@@ -162,7 +162,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _wait_until_ready(self) -> None:
@@ -305,7 +305,7 @@ def _reserve(host: str, wanted: Ports) -> Ports:
     return Ports(*ports)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     # Between fork and exec: if this process is killed outright, the kernel stops the server.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
