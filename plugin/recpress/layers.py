@@ -310,9 +310,7 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
 
 def _few(weight: Tensor, levels: int) -> str | None:
     """Why sharing ``levels`` values would not make ``weight`` smaller, or None."""
-    rows, columns = weight.shape
-    small = rows * (columns if levels > 16 else -(-columns // 2)) + 4 * levels
-    now = weight.nbytes
+    small, now = cluster.stored_bytes(*weight.shape, levels), weight.nbytes
     return f"its weights take {now} bytes, and would take {small} with {levels} shared values" if small >= now else None
 
 

@@ -135,8 +135,13 @@ def package(
 
 
 VERBS = (
-    *(serving.serve, serving.deploy, serving.rollback, serving.probe, serving.proxy),
-    *(loadtest.loadtest, report.report),
+    serving.serve,
+    serving.deploy,
+    serving.rollback,
+    serving.probe,
+    serving.proxy,
+    loadtest.loadtest,
+    report.report,
 )
 for verb in VERBS:
     app.command()(verb)

@@ -47,6 +47,11 @@ def nearest(weight: Tensor, centroids: Tensor) -> Tensor:
     return torch.bucketize(weight.contiguous(), middles).to(torch.uint8)
 
 
+def stored_bytes(rows: int, columns: int, levels: int) -> int:
+    """Of packed codes and the codebook."""
+    return rows * (columns if levels > 16 else -(-columns // 2)) + 4 * levels
+
+
 def pack(codes: Tensor, levels: int) -> Tensor:
     """uint8 ``[out, in]`` as it is for 256 levels; for 16 ``[out, ceil(in / 2)]``, the first of two in the low bits."""
     if levels > 16:

@@ -122,6 +122,9 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict |
         rows = [f"{high + 1}{' or any' * free}" for high, free in ends if high is not None]
         shown = ", ".join(rows[:8]) + (", …" if len(rows) > 8 else "")
         table.add_row("input", spec.name, spec.dtype, str(list(spec.shape)), f"{shown} rows" if rows else "")
+    for bag in () if manifest.ragged is None else manifest.ragged.bags:
+        rows = "" if bag.table_high is None else f"{bag.table_high + 1} rows"
+        table.add_row("bag", bag.name, manifest.ragged.dtype, f"up to {bag.max_length} values", rows)
     for spec in manifest.outputs:
         table.add_row("output", spec.name, spec.dtype, str(list(spec.shape)), "")
     console.print(table)

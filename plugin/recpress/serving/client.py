@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recpress.errors import MissingDependencyError, ServerError
+from recpress.errors import MissingDependencyError, RequestError
 from recpress.serving import wire
 from recpress.serving.limiter import Limiter
 from recpress.serving.wire import Protocol
@@ -106,14 +106,17 @@ class Client:
         """
         from tritonclient.utils import InferenceServerException
 
+        where = f"{self.url} ({self.protocol})"
         options = {"as_json": True, "client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
         try:
             answer = self._client.get_model_config(model, **options)
-        except (InferenceServerException, OSError) as error:
-            status = str(error.status() or "") if isinstance(error, InferenceServerException) else "UNAVAILABLE"
-            if "UNAVAILABLE" in status or "DEADLINE_EXCEEDED" in status:
-                raise ServerError(f"the server at {self.url} ({self.protocol}) cannot be reached ({error})") from None
-            return {}
+        except InferenceServerException as error:
+            refused = wire.refusal(error, model, where)
+            if isinstance(refused, RequestError):
+                return {}
+            raise refused from None
+        except OSError as error:
+            raise wire.unreachable(error, where) from None
         found = answer.get("config", answer).get("parameters", {})
         return {name: value["string_value"] for name, value in found.items()}
 
