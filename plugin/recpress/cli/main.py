@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import canary, loadtest, report, serving
+from recpress.cli import canary, loadtest, report, retention, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -140,6 +140,8 @@ VERBS = (
     serving.rollback,
     serving.probe,
     serving.proxy,
+    retention.versions,
+    retention.prune_versions,
     loadtest.loadtest,
     report.report,
 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recpress.errors import RecpressError, RepositoryError, ServerError
+from recpress.errors import OverloadError, RecpressError, RepositoryError, ServerError
 from recpress.serving.client import Client
 
 SUFFIX = "-canary"
@@ -71,12 +71,16 @@ class SplitClient:
         """Outputs by name, as :meth:`recpress.serving.client.Client.score`, of the model that ``key`` goes to.
 
         Raises:
+            OverloadError: turned away, by the canary too.
             RequestError, ServerError: the model does not answer.
         """
         if self._current().takes(key):
-            with contextlib.suppress(RecpressError):
+            try:
                 return self._score(self.canary, inputs)
-            self._read_at = -math.inf
+            except OverloadError:
+                raise  # the model would have it on top of its own
+            except RecpressError:
+                self._read_at = -math.inf
         return self._score(self.model, inputs)
 
     def _score(self, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
