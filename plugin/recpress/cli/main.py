@@ -159,6 +159,7 @@ class Benchmark(str, Enum):
     ptq = "ptq"
     quality = "quality"
     overhead = "overhead"
+    loadtest = "loadtest"
     overload = "overload"
     prune = "prune"
     serve = "serve"
