@@ -12,6 +12,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bag": "recpress.artifact.ragged",
     "Compressed": "recpress.pipeline",
     "PruneSpec": "recpress.pruning.spec",
     "Pruned": "recpress.pruning.oneshot",
@@ -26,6 +27,7 @@ _HOMES = {
     "export": "recpress.artifact.export",
     "finetune": "recpress.finetuning",
     "load": "recpress.artifact.load",
+    "pack_bags": "recpress.artifact.ragged",
     "package": "recpress.serving.repository",
     "prepare": "recpress.qat",
     "prune": "recpress.pruning.oneshot",

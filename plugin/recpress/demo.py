@@ -167,17 +167,46 @@ class _Step:
 
 def _train(step: _Step, seed: int, epochs: int):
     from recpress.data import movielens
-    from recpress.zoo.dlrm import DLRM
-    from recpress.zoo.train import train
 
     step("fetching MovieLens-100K")
     data = movielens.load()
     step.advance(1, 1, data.source)
     step("training a DLRM")
+    return data, _dlrm(data, seed, epochs, lambda *args: step.advance(*args))
+
+
+def _dlrm(data, seed: int, epochs: int, on_epoch: Callable[[int, int, str], object] | None = None) -> torch.nn.Module:
+    from recpress.zoo.dlrm import DLRM
+    from recpress.zoo.train import train
+
     torch.manual_seed(seed)
     model = DLRM(num_dense=len(data.dense_names), table_rows=data.table_rows, dim=DIM, bottom=BOTTOM, top=TOP)
-    train(model, data.train, data.valid, seed=seed, epochs=epochs, on_epoch=lambda *args: step.advance(*args))
-    return data, model
+    train(model, data.train, data.valid, seed=seed, epochs=epochs, on_epoch=on_epoch)
+    return model
+
+
+def material() -> dict[str, object]:
+    """Arguments of recpress.auto: ``recpress auto recpress.demo:material --share 0.999``.
+
+    The demo's DLRM, which is trained first, judged on the test rows.
+    """
+    _require_extra()
+    from recpress.data import movielens
+
+    data = movielens.load()
+
+    def batches(rows) -> list[tuple]:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(512)
+        return [((rows.dense[batch], rows.sparse[batch]), rows.label[batch]) for batch in order]
+
+    return {
+        "model": lambda: _dlrm(data, seed=0, epochs=12),
+        "train": batches(data.train),
+        "valid": batches(data.valid),
+        "rows": batches(data.test),
+        "lr": 1e-3,
+        "examples": {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]},
+    }
 
 
 def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):

@@ -16,6 +16,7 @@ import recpress
 from recpress import demo
 from recpress.data import movielens
 from recpress.errors import DataError, ProbeError, RepositoryError
+from recpress.zoo.dlrm import DLRM
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,16 @@ def test_one_wrong_score_among_the_requests_is_caught(artifact):
     assert verdict.ok and verdict.rows == 5 * 65 and {b: x.calls for b, x in latencies.items()} == {1: 5, 64: 5}
     with pytest.raises(ProbeError, match="1 of 325 rows beyond"):
         demo.send(FakeClient(model, 7), model, rows, 10)
+
+
+def test_the_demo_s_model_and_rows_are_what_auto_takes(data, monkeypatch):
+    def untrained(given, *, seed, epochs):
+        torch.manual_seed(seed)
+        return DLRM(num_dense=len(given.dense_names), table_rows=given.table_rows)
+
+    monkeypatch.setattr(demo, "_dlrm", untrained)
+    material = demo.material()
+    examples = material.pop("examples")
+    assert sum(len(label) for _, label in material["rows"]) == len(data.test)
+    found = recpress.auto(**material, share=0.9, candidates=["int8-tables"], show=False)
+    assert found.accepted().model(*examples.values()).shape == (4096,) and found.trials[1].paired.low < 0.1

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import loadtest, report, serving
+from recpress.cli import canary, loadtest, report, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -145,6 +145,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(canary.app, name="canary")
 
 
 class Benchmark(str, Enum):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from recpress.artifact.manifest import Manifest
+from recpress.artifact.ragged import LENGTHS, VALUES
 from recpress.errors import MissingDependencyError, RepositoryError
 
 BACKEND = "recpress"
@@ -45,6 +46,11 @@ def config_text(
     config = model_config_pb2.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for spec in manifest.inputs:
         config.input.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
+    if manifest.ragged is not None:
+        kind = _TYPES[manifest.ragged.dtype]
+        config.input.add(name=LENGTHS, data_type=kind, dims=[len(manifest.ragged.bags)])
+        # Else requests of different lengths would not be joined.
+        config.input.add(name=VALUES, data_type=kind, dims=[-1], allow_ragged_batch=True)
     for spec in manifest.outputs:
         config.output.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
     config.version_policy.latest.num_versions = 1

@@ -125,8 +125,11 @@ def locked(repository: Path) -> Iterator[None]:
                 repository.rmdir()  # where nothing came of it
 
 
-def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | None]) -> Path:
-    """Add an artifact that is known to be good to the folder ``model``; the caller holds the lock."""
+def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | None], *, first: int = 1) -> Path:
+    """Add an artifact that is known to be good to the folder ``model``; the caller holds the lock.
+
+    ``first`` is the version's number where the model has none yet.
+    """
     if (model / CONFIG).is_file():
         before = read_config(model)
         config = _config(manifest, model.name, options, options_of(before))
@@ -138,7 +141,7 @@ def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | 
         return _add_version(folder, manifest, model)
     if model.exists():
         raise RepositoryError(f"{model} exists and holds no {CONFIG}; it is no model: remove it or choose another name")
-    return _add_model(folder, manifest, model, _config(manifest, model.name, options, DEFAULTS))
+    return _add_model(folder, manifest, model / str(first), _config(manifest, model.name, options, DEFAULTS))
 
 
 def _config(manifest: Manifest, name: str, options: dict[str, int | None], defaults: dict[str, int]) -> str:
@@ -146,7 +149,8 @@ def _config(manifest: Manifest, name: str, options: dict[str, int | None], defau
     return config_text(manifest, name=name, **defaults | given)
 
 
-def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Path:
+def _add_model(folder: Path, manifest: Manifest, version: Path, config: str) -> Path:
+    model = version.parent
     # Servers may take every folder of a repository for a model, so a new one is staged beside it, where that is the
     # same file system.
     repository = model.parent.resolve()
@@ -155,12 +159,12 @@ def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Pa
     staging = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=beside if same else repository))
     try:
         (staging / CONFIG).write_text(config, encoding="utf-8")
-        _copy_artifact(folder, manifest, staging / "1")
+        _copy_artifact(folder, manifest, staging / version.name)
         staging.chmod(0o755)
         staging.rename(model)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return model / "1"
+    return version
 
 
 def _add_version(folder: Path, manifest: Manifest, model: Path) -> Path:

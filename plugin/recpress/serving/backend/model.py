@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from recpress.artifact.load import load
+from recpress.artifact.ragged import arguments, names
 from recpress.errors import IndexBoundsError, RecpressError
 from recpress.serving.backend.aside import Aside
 from recpress.serving.deadlines import MALFORMED, Deadlines, Refused
-from recpress.serving.rows import RowChecker, all_finite, join, split
+from recpress.serving.rows import RowChecker, RowsRefused, all_finite, join, split
 
 BUCKETS_S = [0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
 
@@ -35,6 +36,8 @@ class TritonPythonModel:
         except RecpressError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.manifest = self.model.manifest
+        scalars = {spec.name for spec in self.manifest.inputs if not spec.shape}
+        self.inputs = [(name, name in scalars) for name in names(self.manifest)]
         self.checker = RowChecker(self.manifest)
         self.deadlines = Deadlines()
         self.latency = _latency_histogram(args)
@@ -49,7 +52,12 @@ class TritonPythonModel:
     def execute(self, requests: list) -> list:
         begin = time.perf_counter()
         answers: list = [None] * len(requests)
-        inputs = {i: self._inputs(request) for i, request in enumerate(requests)}
+        inputs = {}
+        for i, request in enumerate(requests):
+            try:
+                inputs[i] = self._inputs(request)
+            except RowsRefused as refused:
+                answers[i] = _refusal(str(refused))
         asked = {i: (requests[i].parameters(), own[0].shape[0]) for i, own in inputs.items()}
         for i, refused in self.deadlines.refuse(asked).items():
             answers[i] = _too_late(refused)
@@ -75,15 +83,15 @@ class TritonPythonModel:
 
     def _inputs(self, request) -> tuple[Tensor, ...]:
         tensors = []
-        for spec in self.manifest.inputs:
-            given = from_dlpack(pb_utils.get_input_tensor_by_name(request, spec.name).to_dlpack())
-            tensors.append(given if spec.shape else given.reshape(given.shape[0]))
-        return tuple(tensors)
+        for name, scalar in self.inputs:
+            given = from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
+            tensors.append(given.reshape(given.shape[0]) if scalar else given)
+        return self.checker.received(tuple(tensors))
 
     def _score(self, inputs: dict[int, tuple[Tensor, ...]], joined: tuple[Tensor, ...], answers: list) -> None:
         """Score the requests together; where that fails for one of them, each alone."""
         try:
-            outputs = self.model.module(*joined)
+            outputs = self.model.module(*arguments(self.manifest.ragged, joined))
         except Exception as error:
             if len(inputs) == 1:
                 answers[next(iter(inputs))] = _failure(error)
