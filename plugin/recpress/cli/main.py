@@ -162,6 +162,7 @@ class Benchmark(str, Enum):
     ptq = "ptq"
     quality = "quality"
     overhead = "overhead"
+    loadtest = "loadtest"
     overload = "overload"
     prune = "prune"
     serve = "serve"
