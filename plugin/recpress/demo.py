@@ -193,6 +193,7 @@ def time_local(model: torch.nn.Module, module: torch.nn.Module, rows) -> dict[in
 
 def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
     """Golden rows over both protocols, then ``requests`` requests of real rows; all scores must be the local ones."""
+    from recpress.serving.backend.metrics import PUBLISH_S
     from recpress.serving.client import Client
     from recpress.serving.metrics import EXECUTE_SECONDS, fetch_text, read_histogram
     from recpress.serving.probe import replay_golden
@@ -202,12 +203,15 @@ def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, request
         with Client(server.url(protocol), protocol=protocol) as client:
             replay_golden(client, NAME, artifact)
     step("sending requests")
-    labels = {"model": NAME}
-    before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
+
+    def observed():
+        time.sleep(3 * PUBLISH_S)  # what was just answered is among the metrics that much later
+        return read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, {"model": NAME})
+
+    before = observed()
     with Client(server.url("grpc")) as client:
         served, verdict = send(client, loaded, rows, requests, step.advance)
-    after = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
-    mine = after.since(before)
+    mine = observed().since(before)
     return served, {"count": mine.count, "p50": mine.quantile(0.5), "p99": mine.quantile(0.99)}, verdict
 
 

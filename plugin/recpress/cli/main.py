@@ -114,7 +114,7 @@ for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
 
 class Benchmark(str, Enum):
     """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of what
-    compressing itself costs, in ``recpress.bench``."""
+    compressing or serving costs, in ``recpress.bench``."""
 
     int8 = "int8"
     sparse24 = "sparse24"
@@ -123,9 +123,10 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    metrics = "metrics"
 
 
-OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
+OF_PLUGIN = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality, Benchmark.metrics)
 
 
 @app.command(
@@ -134,7 +135,7 @@ OF_COMPRESSION = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality)
 def bench(context: typer.Context, name: Benchmark) -> None:
     """Measure, beside other libraries or the original, and print: bench NAME [--json FILE]; bench NAME --help lists
     more."""
-    package = "recpress.bench" if name in OF_COMPRESSION else "recpress_kernels.bench"
+    package = "recpress.bench" if name in OF_PLUGIN else "recpress_kernels.bench"
     import_module(f"{package}.{name.value}").main(context.args)
 
 

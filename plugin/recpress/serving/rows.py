@@ -5,6 +5,7 @@ from torch import Tensor
 
 from recpress.artifact.manifest import InputSpec, Manifest
 
+MUST_BE_FINITE = "it must be finite"
 _INT64 = torch.iinfo(torch.int64)
 
 
@@ -36,7 +37,7 @@ class RowChecker:
             flat = x.reshape(x.shape[0], -1)
             if x.is_floating_point():
                 row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
-                allowed = "it must be finite"
+                allowed = MUST_BE_FINITE
             else:
                 low, high = self._limits[spec.name]
                 row, column = ((flat < low) | (flat > high)).nonzero()[0].tolist()

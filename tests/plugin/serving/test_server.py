@@ -20,6 +20,7 @@ import recpress
 from recpress.artifact.manifest import read_manifest, sha256, write_manifest
 from recpress.errors import ProbeError, RepositoryError, RequestError, ServerError
 from recpress.serving import server as module
+from recpress.serving.backend.metrics import PUBLISH_S
 from recpress.serving.bundle import lay_out_backends
 from recpress.serving.client import Client
 from recpress.serving.metrics import EXECUTE_SECONDS, fetch_text, read_histogram
@@ -118,9 +119,11 @@ def test_latency_histogram_counts_requests(server):
     labels = {"model": "small", "version": "1"}
     with Client(server.url("grpc")) as client:
         client.score("small", wire(1))
+        time.sleep(3 * PUBLISH_S)
         before = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels)
         for _ in range(10):
             client.score("small", wire(3))
+    time.sleep(3 * PUBLISH_S)
     new = read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, labels).since(before)
     assert new.count == 10 and 0 < new.quantile(0.5) < 1 and 0 < new.total < 10
 

@@ -5,7 +5,7 @@ Tensors come and go by DLPack: the server's numpy path returns wrong values unde
 """
 
 import json
-import time
+import os
 from pathlib import Path
 
 import torch
@@ -15,9 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from recpress.artifact.load import load
 from recpress.errors import IndexBoundsError, RecpressError
-from recpress.serving.rows import RowChecker, join, split
-
-BUCKETS_S = [0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
+from recpress.serving.backend.metrics import BackendMetrics, Laps
+from recpress.serving.rows import MUST_BE_FINITE, RowChecker, join, split
 
 
 class TritonPythonModel:
@@ -33,21 +32,27 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         self.manifest = self.model.manifest
         self.checker = RowChecker(self.manifest)
-        self.latency = _latency_histogram(args)
+        self.metrics = _metrics(args)
+        self.metrics.start(self.manifest, self.model.verdict, self.model.kernels)
+
+    def finalize(self) -> None:
+        self.metrics.close()
 
     def execute(self, requests: list) -> list:
-        begin = time.perf_counter()
+        laps = Laps()
         answers: list = [None] * len(requests)
         inputs = {i: self._inputs(request) for i, request in enumerate(requests)}
         if not self.checker.clean(joined := join(list(inputs.values()))):
             for i in list(inputs):
                 if complaint := self.checker.complaint(inputs[i]):
-                    answers[i] = _refusal(complaint)
+                    reason = "not_finite" if complaint.endswith(MUST_BE_FINITE) else "out_of_range"
+                    answers[i] = self._refusal(reason, complaint)
                     del inputs[i]
             joined = join(list(inputs.values())) if inputs else ()
+        laps.end("check")
         if inputs:
-            self._score(inputs, joined, answers)
-        self._observe(time.perf_counter() - begin, len(requests))
+            self._score(inputs, joined, answers, laps)
+        self.metrics.executed(laps, len(requests))
         return answers
 
     def _inputs(self, request) -> tuple[Tensor, ...]:
@@ -57,21 +62,28 @@ class TritonPythonModel:
             tensors.append(given if spec.shape else given.reshape(given.shape[0]))
         return tuple(tensors)
 
-    def _score(self, inputs: dict[int, tuple[Tensor, ...]], joined: tuple[Tensor, ...], answers: list) -> None:
+    def _score(
+        self, inputs: dict[int, tuple[Tensor, ...]], joined: tuple[Tensor, ...], answers: list, laps: Laps
+    ) -> None:
         """Score the requests together; where that fails for one of them, each alone."""
         try:
             with torch.inference_mode():
                 outputs = tuple(tree_leaves(self.model.module(*joined)))
         except Exception as error:
             if len(inputs) == 1:
-                answers[next(iter(inputs))] = _failure(error)
+                answers[next(iter(inputs))] = self._failure(error)
                 return
             for i, own in inputs.items():
-                self._score({i: own}, own, answers)
+                self._score({i: own}, own, answers, laps)
             return
+        finally:
+            laps.end("forward")
         parts = split(outputs, [own[0].shape[0] for own in inputs.values()])
         for i, part in zip(inputs, parts, strict=True):
             answers[i] = self._response(part)
+        laps.rows += outputs[0].shape[0]
+        self.metrics.scored(outputs[0])
+        laps.end("answer")
 
     def _response(self, outputs: tuple[Tensor, ...]):
         tensors = []
@@ -79,55 +91,36 @@ class TritonPythonModel:
             if output.is_floating_point() and not torch.isfinite(output).all():
                 flat = output.reshape(output.shape[0], -1)
                 row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
-                return _refusal(
+                return self._refusal(
+                    "overflow",
                     f"output {spec.name!r}, row {row} is {flat[row, column].item()}: the model overflows on that row's "
-                    "inputs, which are finite; give values like those it was trained on"
+                    "inputs, which are finite; give values like those it was trained on",
                 )
             sent = output.reshape(output.shape[0], *spec.wire_shape).contiguous()
             tensors.append(pb_utils.Tensor.from_dlpack(spec.name, sent))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _observe(self, seconds: float, requests: int) -> None:
-        if self.latency is None:
-            return
-        try:
-            for _ in range(requests):
-                self.latency[1].observe(seconds)
-        except Exception as error:
-            # A metric must not fail a request that has its scores.
-            self.latency = None
-            pb_utils.Logger.log_error(f"recpress: latency metrics stopped ({error})")
+    def _failure(self, error: Exception):
+        """The answer to a request that the model itself fails on: no traceback and no path for a client."""
+        if isinstance(error, IndexBoundsError):
+            return self._refusal("out_of_range", str(error))
+        if isinstance(error, IndexError):
+            text = "an index is outside its table, in a column whose bound the manifest does not know"
+            return self._refusal("out_of_range", text)
+        self.metrics.rejected("model_error")
+        pb_utils.Logger.log_error(f"recpress: the model fails on a request: {type(error).__name__}: {error}")
+        text = f"the model fails on this request ({type(error).__name__}); the server's log says why"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+
+    def _refusal(self, reason: str, text: str):
+        self.metrics.rejected(reason)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
 
 
-def _refusal(text: str):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
-
-
-def _failure(error: Exception):
-    """The answer to a request that the model itself fails on: no traceback and no path for a client."""
-    if isinstance(error, IndexBoundsError):
-        return _refusal(str(error))
-    if isinstance(error, IndexError):
-        return _refusal("an index is outside its table, in a column whose bound the manifest does not know")
-    pb_utils.Logger.log_error(f"recpress: the model fails on a request: {type(error).__name__}: {error}")
-    text = f"the model fails on this request ({type(error).__name__}); the server's log says why"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
-
-
-def _latency_histogram(args: dict[str, str]) -> tuple | None:
-    """The histogram's family and metric; the family must be kept, or observations fail. None where metrics are off."""
-    try:
-        family = pb_utils.MetricFamily(
-            name="recpress_execute_seconds",
-            description="Time from the backend's execute to its answer, by request, in seconds",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        labels = {
-            "model": args["model_name"],
-            "version": args["model_version"],
-            "model_instance": args["model_instance_name"],
-        }
-        return family, family.Metric(labels=labels, buckets=BUCKETS_S)
-    except Exception as error:
-        pb_utils.Logger.log_warn(f"recpress: no latency metrics ({error})")
-        return None
+def _metrics(args: dict[str, str]) -> BackendMetrics:
+    labels = {
+        "model": args["model_name"],
+        "version": args["model_version"],
+        "model_instance": args["model_instance_name"],
+    }
+    return BackendMetrics(None if os.environ.get("RECPRESS_METRICS") == "off" else pb_utils, labels)
