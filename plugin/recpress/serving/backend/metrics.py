@@ -117,10 +117,10 @@ class BackendMetrics:
         self._rejected: deque[str] = deque(maxlen=_KEPT)
         self._score_at = 0.0
         self._budgets = {
-            "recpress_execute_seconds": _Budget(60, 1000),
-            "recpress_stage_seconds": _Budget(20, 300),
-            "recpress_batch_rows": _Budget(20, 300),
-            "recpress_score": _Budget(40, 400),
+            "recpress_execute_seconds": _Budget(40, 1000),
+            "recpress_stage_seconds": _Budget(10, 200),
+            "recpress_batch_rows": _Budget(10, 200),
+            "recpress_score": _Budget(20, 200),
         }
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
