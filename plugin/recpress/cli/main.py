@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import serving
+from recpress.cli import monitoring, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -108,7 +108,7 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe):
+for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, monitoring.exporter):
     app.command()(verb)
 
 
