@@ -1,6 +1,7 @@
 """Compress a trained PyTorch recommender, export it, and serve it from NVIDIA Triton Inference Server.
 
 >>> compressed = recpress.compress(model, "int8", evaluate=...)
+>>> compressed = recpress.auto(model, train, valid, rows=judged, share=0.999).accepted()
 >>> recpress.export(compressed, "artifact", example_inputs=(dense, sparse), input_names=("dense", "sparse"))
 >>> recpress.load("artifact").score({"dense": dense, "sparse": sparse})
 >>> recpress.package("artifact", "model_repository", name="dlrm")
@@ -18,6 +19,7 @@ _HOMES = {
     "Recipe": "recpress.recipe",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
+    "auto": "recpress.search.auto",
     "compress": "recpress.pipeline",
     "convert": "recpress.qat",
     "count_ids": "recpress.tables",

@@ -13,13 +13,18 @@ __all__ = [
     "ExportError",
     "IndexBoundsError",
     "KernelInputError",
+    "LoadTestError",
     "MissingDependencyError",
+    "NoAnswerError",
+    "OverloadError",
     "ProbeError",
     "PruningError",
+    "QualityGateError",
     "RecipeError",
     "RecpressError",
     "RepositoryError",
     "RequestError",
+    "SearchError",
     "ServerError",
     "SourceError",
     "TrainingError",
@@ -51,6 +56,14 @@ class TrainingError(RecpressError):
     """Fine-tuning is asked for what it cannot do, is given no batches, or diverges."""
 
 
+class SearchError(RecpressError):
+    """The automatic flow is asked for what it cannot judge or look for."""
+
+
+class QualityGateError(RecpressError):
+    """No compressed model keeps the quality that was asked for."""
+
+
 class ExportError(RecpressError):
     """A model cannot be exported: its graph, its inputs or their bounds are not as needed."""
 
@@ -67,12 +80,24 @@ class ServerError(RecpressError):
     """NVIDIA Triton Inference Server cannot be found, started, reached or stopped."""
 
 
+class OverloadError(ServerError):
+    """A request is turned away, here or by the server, as it would not be answered in time: UNAVAILABLE, or 503."""
+
+
+class NoAnswerError(ServerError, TimeoutError):
+    """A running server has not answered in the time that the client gave."""
+
+
 class RequestError(RecpressError):
     """A running server refuses a request: an unknown model, or inputs that it does not take."""
 
 
 class ProbeError(RecpressError):
     """A running server answers, but not with the scores that the artifact promises."""
+
+
+class LoadTestError(RecpressError):
+    """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
 
 
 class DataError(RecpressError):

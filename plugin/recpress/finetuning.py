@@ -130,7 +130,7 @@ def finetune(
         check_batches("train", train)
         check_batches("valid", valid)
         if calibration is None and not callable(loss):
-            calibration = _first_inputs(train, device)
+            calibration = first_inputs(train, device)
         prepared = prepare(model, recipe, calibration=calibration, learn_scales=learn_scales)
         dense = copy.deepcopy(model) if control else None
         with _as_teacher(model), _as_teacher(teacher or model), _progress(progress) as bar:
@@ -142,7 +142,8 @@ def finetune(
         compressed = convert(prepared, counts=counts)
         after, of_control = evaluated(compressed.model, evaluate), {} if dense is None else evaluated(dense, evaluate)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    training = Training(name, settings, run, dense_run, post_training, of_control)
+    taught = "" if loss == "labels" else "original" if teacher is None else "given"
+    training = Training(name, taught, settings, run, dense_run, post_training, of_control)
     report = replace(compressed.report, quality_before=before, quality_after=after, training=training)
     return Finetuned(compressed.model, report, dense)
 
@@ -157,15 +158,15 @@ def _objective(loss: str | Loss) -> Loss:
 
 
 def _distillation(model: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:
-    inputs, _ = _split(batch)
+    inputs, _ = split(batch)
     with torch.no_grad():
-        target = torch.sigmoid(_logits(teacher, inputs))
-    return binary_cross_entropy_with_logits(_logits(model, inputs), target)
+        target = torch.sigmoid(logits_of(teacher, inputs))
+    return binary_cross_entropy_with_logits(logits_of(model, inputs), target)
 
 
 def _labels_loss(model: nn.Module, _teacher: nn.Module, batch: Batch) -> Tensor:
-    inputs, labels = _split(batch)
-    logits = _logits(model, inputs)
+    inputs, labels = split(batch)
+    logits = logits_of(model, inputs)
     if not isinstance(labels, Tensor) or labels.numel() != logits.numel():
         given = f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
         raise TrainingError(f"the labels of a batch are {given}, for logits of shape {tuple(logits.shape)}; {_FORM}")
@@ -178,8 +179,12 @@ _FORM = (
 )
 
 
-def _split(batch: Batch) -> tuple[Inputs, object]:
-    """A batch's inputs, as ``recpress.quantize.capture.call`` takes them, and its labels."""
+def split(batch: Batch) -> tuple[Inputs, object]:
+    """A batch's inputs, as ``recpress.quantize.capture.call`` takes them, and its labels.
+
+    Raises:
+        TrainingError: the batch is of another form.
+    """
     if isinstance(batch, Mapping):
         labels = next((batch[name] for name in _LABELS if name in batch), None)
         return {name: value for name, value in batch.items() if name not in _LABELS}, labels
@@ -190,17 +195,23 @@ def _split(batch: Batch) -> tuple[Inputs, object]:
     return inputs[0] if len(inputs) == 1 else tuple(inputs), labels
 
 
-def _logits(model: nn.Module, inputs: Inputs) -> Tensor:
+def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
+    """What ``model`` gives for ``inputs``, float32.
+
+    Raises:
+        TrainingError: it is no float tensor.
+    """
     logits = call(model, inputs)
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TrainingError(f"the model gives a {type(logits).__name__}, not a float tensor of logits; {_FORM}")
     return logits.float()
 
 
-def _first_inputs(train: Iterable[Batch], device: torch.device) -> list[Inputs]:
+def first_inputs(train: Iterable[Batch], device: torch.device) -> list[Inputs]:
+    """Inputs of the first batches, up to 4,096 rows: for calibration."""
     found, rows = [], 0
     for batch in train:
-        found.append(_split(to_device(batch, device))[0])
+        found.append(split(to_device(batch, device))[0])
         rows += rows_of(batch)
         if rows >= ROWS:
             break

@@ -11,7 +11,7 @@ from recpress.pruning.oneshot import prune
 from recpress.pruning.rows import PruneRow
 from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
-from recpress.rewrite import Row, rewrite
+from recpress.rewrite import Row, before_pruning, rewrite
 from recpress.tables import Counts, apply_table_rules
 from recpress.training import Training
 
@@ -92,7 +92,8 @@ def compress(
         before = evaluated(model, evaluate)
         source, pruning, calibration = pruned_first(model, recipe, calibration)
         captured = None if calibration is None else capture(source, calibration)
-        new, rows = apply_table_rules(*rewrite(source, recipe, captured=captured), recipe, counts)
+        new, rows = rewrite(source, recipe, captured=captured)
+        new, rows = apply_table_rules(new, before_pruning(rows, model, pruning), recipe, counts)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -22,7 +22,7 @@ from recpress.quantize.capture import Inputs, capture
 from recpress.quantize.fake import LINEAR_SCHEMES, FakeEmbedding, FakeEmbeddingBag, FakeLinear, RowQuantizer
 from recpress.quantize.fold import fold, foldable
 from recpress.recipe import Recipe, Scheme, as_recipe
-from recpress.rewrite import Judged, Row, account, copy_with, inputs_of, judge
+from recpress.rewrite import Judged, Row, account, before_pruning, copy_with, inputs_of, judge
 from recpress.tables import Counts, apply_table_rules
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 
@@ -87,9 +87,9 @@ def prepare(
     captured = None if calibration is None else capture(new, calibration)
     judged = judge(new, recipe, captured)
     compressed = judged.compressed()
-    if not compressed:
+    if not compressed and not pruning:
         raise RecipeError(_nothing(recipe, judged))
-    rows = account(judged, {}, None)
+    rows = before_pruning(account(judged, {}, None), model, pruning)
     folds = {linear: norm for linear, norm in foldable(new).items() if judged.verdicts[linear][0] == "compressed"}
     for linear, norm in folds.items():
         fold(linear, norm)

@@ -101,9 +101,11 @@ class Recipe(BaseModel):
         prune_rows: by the table's name or a pattern, which rows are dropped: ``{"tables.*": {"min_count": 1}}``, see
             :class:`PruneRows`. The rows that stay keep their bits and their ids; a table of int32 leads from ids to
             rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
-        prune: which weights are taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as
-            ``"2:4"``; by magnitude, wanda or sparsegpt, the last two on calibration inputs. Fine-tuning then distils
-            from the dense original, and the masks hold. None: none.
+        prune: what is taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as ``"2:4"``:
+            weights by magnitude, wanda or sparsegpt, units by activation or weight-norm; wanda, sparsegpt and
+            activation need calibration inputs. Units are removed, so that layers are smaller. Weights that go are
+            zeros: ``"int8-24"`` stores 2:4 in less and computes it faster, any other layer keeps its bytes and its
+            time. Fine-tuning then distils from the dense original, and the masks hold. None: none.
         name: what the report calls this recipe.
     """
 
@@ -138,10 +140,16 @@ class Recipe(BaseModel):
 
     @field_validator("prune")
     @classmethod
-    def _without_a_loss(cls, prune: PruneSpec | None) -> PruneSpec | None:
-        if prune is not None and (prune.pattern == "units" or prune.by in FROM_GRADIENTS):
-            what = "units" if prune.pattern == "units" else prune.by
-            raise ValueError(f"{what} in a recipe are not possible; use recpress.prune, and compress what it returns")
+    def _in_one_step(cls, prune: PruneSpec | None) -> PruneSpec | None:
+        if prune is None:
+            return prune
+        if prune.by in FROM_GRADIENTS:
+            raise ValueError(
+                f"{prune.by} judges by the gradients of a loss, which a recipe does not have; use recpress.prune with "
+                "calibration and loss, or recpress.Pruner, and compress what they give, or name another criterion"
+            )
+        if prune.n_m is None and prune.sparsity is None and prune.threshold is None:
+            raise ValueError(f"pattern {prune.pattern!r} does not say how much goes; give sparsity")
         return prune
 
     @staticmethod
@@ -249,6 +257,8 @@ def _explain(error: ValidationError) -> str:
     return "recipe: " + "; ".join(lines)
 
 
+_HALF_OF_UNITS = PruneSpec(pattern="units", sparsity=0.5)
+_INT8_24 = {"linear": "int8-24", "prune": PruneSpec()}
 PRESETS = {
     "int8": Recipe(name="int8"),
     "int8-static": Recipe(name="int8-static", activations="static"),
@@ -257,8 +267,24 @@ PRESETS = {
     "int8-weights": Recipe(name="int8-weights", linear="int8-weights"),
     "int8-tables4": Recipe(name="int8-tables4", embedding="int4"),
     "tables4": Recipe(name="tables4", linear="keep", embedding="int4"),
-    "prune-24-int8": Recipe(name="prune-24-int8", linear="int8-24", prune=PruneSpec()),
+    "prune-24": Recipe(name="prune-24", linear="keep", embedding="keep", prune=PruneSpec()),
+    "prune-24-int8": Recipe(name="prune-24-int8", **_INT8_24),
+    "prune-24-int8-tables4": Recipe(name="prune-24-int8-tables4", embedding="int4", **_INT8_24),
+    "structured-50": Recipe(name="structured-50", linear="keep", embedding="keep", prune=_HALF_OF_UNITS),
+    "structured-50-int8": Recipe(name="structured-50-int8", prune=_HALF_OF_UNITS),
+    "structured-50-int8-tables4": Recipe(name="structured-50-int8-tables4", embedding="int4", prune=_HALF_OF_UNITS),
+    "magnitude-70": Recipe(
+        name="magnitude-70",
+        linear="keep",
+        embedding="keep",
+        prune=PruneSpec(pattern="unstructured", sparsity=0.7),
+    ),
 }
+"""Recipes by name.
+
+``prune-24`` and ``magnitude-70`` quantise nothing: zeros in float32 layers, of which no layer here makes less bytes or
+time; they are what is fine-tuned before quantising, or for a runtime of your own.
+"""
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:

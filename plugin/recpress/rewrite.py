@@ -3,7 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recpress import layers
 from recpress.errors import CalibrationError, KernelInputError, UnsupportedLayerError
+from recpress.pruning.rows import PruneRow
 from recpress.quantize import adaround, bias, smooth
 from recpress.quantize.capture import Captured
 from recpress.quantize.observers import calibrate
@@ -35,6 +36,9 @@ class Row:
     values, and of a linear layer's outputs on its calibration inputs, None without them. ``error_share`` is the
     share of the model's error that comes from this layer (quantize/shares.py), None without calibration inputs.
 
+    ``pruned`` says what pruning took of its parameters, empty where nothing; ``parameters`` and ``bytes_before`` are of
+    before.
+
     Of tables: ``oov_row`` is the row that answers for ids out of vocabulary, None where they are an error;
     ``rows_dropped`` rows went, and one stands for them all, their mean or zero as ``dropped_answer`` says.
     """
@@ -52,6 +56,7 @@ class Row:
     oov_row: int | None = None
     rows_dropped: int = 0
     dropped_answer: Literal["", "mean", "zero"] = ""
+    pruned: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,15 +242,9 @@ def account(
 
     ``shares`` are those of the model's error, by id as well.
     """
-    seen: set[int] = set()
     rows = []
-    for module, aliases in judged.names.items():
-        own = list(_tensors(module))
-        if not own:
-            continue
-        first = [t for _, t in own if not (id(t) in seen or seen.add(id(t)))]
-        parameters = sum(t.numel() for t in first if isinstance(t, nn.Parameter))
-        before = sum(t.nbytes for t in first)
+    for module, (parameters, before) in sizes(judged.names).items():
+        own, aliases = list(_tensors(module)), judged.names[module]
         status, reason = judged.verdicts[module]
         new = replaced.get(id(module))
         after = before if new is None else sum(t.nbytes for _, t in _tensors(new))
@@ -253,6 +252,42 @@ def account(
         errors = _sqnr_db(module, new, captured), shares.get(id(module))
         rows.append(Row(aliases, type(module).__name__, status, scheme, reason, parameters, before, after, *errors))
     return rows
+
+
+def before_pruning(rows: Iterable[Row], model: nn.Module, pruning: Iterable[PruneRow]) -> list[Row]:
+    """``rows`` of what pruning left of ``model``, with the sizes that its modules had and what was taken of each."""
+    had = sizes(_names(model))
+    own = {name: had[module] for name, module in model.named_modules(remove_duplicate=False) if module in had}
+    taken: dict[str, list[PruneRow]] = defaultdict(list)
+    for row in pruning:
+        if row.status == "pruned":
+            taken[row.name.rpartition(".")[0]].append(row)
+    found = []
+    for row in rows:
+        parameters, before = own[row.names[0]]
+        pruned = _taken([r for name in row.names for r in taken[name]], parameters)
+        found.append(replace(row, parameters=parameters, bytes_before=before, pruned=pruned))
+    return found
+
+
+def _taken(pruned: list[PruneRow], parameters: int) -> str:
+    """What went of a module of that many parameters, empty where nothing did."""
+    removed, zeros = sum(row.before - row.after for row in pruned), sum(row.zeros for row in pruned)
+    counts = ((removed, "removed"), (zeros, "zero"))
+    return ", ".join(f"{count:,} of {parameters:,} parameters {how}" for count, how in counts if count)
+
+
+def sizes(modules: Iterable[nn.Module]) -> dict[nn.Module, tuple[int, int]]:
+    """Parameters and bytes of each module that owns tensors; one that several share is counted at the first of them."""
+    seen: set[int] = set()
+    found = {}
+    for module in modules:
+        own = list(_tensors(module))
+        first = [t for _, t in own if not (id(t) in seen or seen.add(id(t)))]
+        if own:
+            parameters = sum(t.numel() for t in first if isinstance(t, nn.Parameter))
+            found[module] = (parameters, sum(t.nbytes for t in first))
+    return found
 
 
 def copy_with(model: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +74,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Run:
-    """The passes made, and the one at which the model was left, of the least validation loss."""
+    """The passes made, the one at which the model was left, of the least validation loss, and the optimiser's steps."""
 
     epochs: tuple[Epoch, ...]
     best: Epoch
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Training:
 
     Attributes:
         objective: ``"distill"``, ``"labels"`` or the name of the loss that was given.
+        teacher: what the loss was handed to be like: the ``"original"``, or one that was ``"given"``; empty for
+            ``"labels"``.
         settings: how.
         run: the compressed model's; number 0 of its passes is post-training quantisation.
         control: the same training of the model without compression; None where it was turned off, so that what
@@ -94,6 +98,7 @@ class Training:
     """
 
     objective: str
+    teacher: Literal["", "original", "given"]
     settings: Settings
     run: Run
     control: Run | None
@@ -151,7 +156,7 @@ def fit(
             on_step(step, steps, done[-1])
     model.load_state_dict(best_state)
     model.eval()
-    return Run(tuple(done), best)
+    return Run(tuple(done), best, step)
 
 
 def check_batches(name: str, batches: Iterable[Batch]) -> None:

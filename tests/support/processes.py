@@ -1,6 +1,7 @@
-"""Processes that tests start: who is there, and what one has said."""
+"""Processes that tests start: who is there, what one has said, and where one may listen."""
 
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -25,3 +26,10 @@ def wait_for(process: subprocess.Popen, log: Path, text: str, seconds: float = 6
     while text not in log.read_text(errors="replace"):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
         time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -26,16 +26,19 @@ def tensor(name: str, datatype: str, array) -> dict:
     }
 
 
-def http_body(inputs: list[dict], outputs: list[str] | None = None) -> tuple[bytes, int]:
-    """JSON with the tensors' bytes behind it, and how long the JSON is."""
+def http_body(
+    inputs: list[dict], outputs: list[str] | None = None, parameters: dict | None = None
+) -> tuple[bytes, int]:
+    """JSON with the tensors' bytes behind it, and how long the JSON is; ``parameters`` are the request's."""
     described, raw = [], b""
     for given in inputs:
-        parameters = dict(given["parameters"])
+        own = dict(given["parameters"])
         if given["raw"] is not None:
-            parameters["binary_data_size"] = len(given["raw"])
+            own["binary_data_size"] = len(given["raw"])
             raw += given["raw"]
-        described.append({key: given[key] for key in ("name", "datatype", "shape")} | {"parameters": parameters})
-    request = {"inputs": described} | ({"outputs": [{"name": name} for name in outputs]} if outputs else {})
+        described.append({key: given[key] for key in ("name", "datatype", "shape")} | {"parameters": own})
+    request = ({"parameters": parameters} if parameters else {}) | {"inputs": described}
+    request |= {"outputs": [{"name": name} for name in outputs]} if outputs else {}
     text = json.dumps(request).encode()
     return text + raw, len(text)
 
@@ -56,7 +59,13 @@ def send_http(
 
 
 def send_grpc(
-    address: str, inputs: list[dict], *, model: str = "small", version: str = "", outputs: list[str] | None = None
+    address: str,
+    inputs: list[dict],
+    *,
+    model: str = "small",
+    version: str = "",
+    outputs: list[str] | None = None,
+    parameters: dict | None = None,
 ) -> tuple[grpc.StatusCode, str]:
     """Status and text of the answer over gRPC."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
@@ -67,6 +76,9 @@ def send_grpc(
             setattr(sent.parameters[name], field, value)
         if given["raw"] is not None:
             request.raw_input_contents.append(given["raw"])
+    for name, value in (parameters or {}).items():
+        kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
+        setattr(request.parameters[name], kind, value)
     for name in outputs or ():
         request.outputs.add(name=name)
     with grpc.insecure_channel(address) as channel:

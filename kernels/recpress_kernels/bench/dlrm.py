@@ -8,19 +8,18 @@ refuses, or does not give float32's logits but for what int8 costs, is printed w
 compared with the pruned model in float32, and timed beside peers that run all weights, since none has 2:4 on a CPU.
 """
 
-import argparse
 import random
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import recpress_kernels as rk
-from recpress_kernels.bench import dlrm_peers, int8, save
+from recpress_kernels.bench import dlrm_peers, int8
+from recpress_kernels.bench.command import CLOCKS, measure, parser
 from recpress_kernels.bench.dlrm_peers import Dlrm, Model
 from recpress_kernels.bench.sparse24 import ours_sparse24, prune_stack
 from recpress_kernels.formats.rows import quantize_rows_int8
@@ -126,7 +125,7 @@ def run(*, seconds: float = 3.0, batches: list[int] | None = None, clock: str = 
     for batch in batches or BATCHES:
         given = [inputs(batch, seed, rows) for seed in range(INPUTS)]
         with torch.inference_mode():
-            medians = interleaved(made, given, seconds=seconds, clock=int8.CLOCKS[clock])
+            medians = interleaved(made, given, seconds=seconds, clock=CLOCKS[clock])
         found += _report(batch, medians)
     return {"machine": measured_on, "kind": "time", "rows": found}
 
@@ -154,16 +153,9 @@ def _report(batch: int, medians: dict[str, float]) -> list[dict]:
 
 def main(given: list[str] | None = None) -> None:
     """The command line; ``given`` in place of that of the process."""
-    parser = argparse.ArgumentParser(prog="python -m recpress_kernels.bench.dlrm", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each batch (default 3)")
-    parser.add_argument("--batches", nargs="*", type=int, help=f"default {BATCHES}")
-    parser.add_argument("--clock", choices=int8.CLOCKS, default="wall", help="cpu on a core that others use too")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"of each table (default {ROWS})")
-    arguments = parser.parse_args(given)
-    result = run(seconds=arguments.seconds, batches=arguments.batches, clock=arguments.clock, rows=arguments.rows)
-    if arguments.json:
-        save(result, arguments.json)
+    options = parser("recpress_kernels.bench.dlrm", __doc__, seconds=3.0, batches=BATCHES)
+    options.add_argument("--rows", type=int, default=ROWS, help=f"of each table (default {ROWS})")
+    measure(options, run, given)
 
 
 if __name__ == "__main__":

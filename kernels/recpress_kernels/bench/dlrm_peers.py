@@ -97,9 +97,8 @@ def fbgemm_bags(model: Dlrm) -> LookUp:
     return call
 
 
-def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
-    """The exported graph with static QDQ, tables included, weights int8 per channel, activations uint8."""
-    import onnxruntime as ort
+def write_onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor, target: Path) -> None:
+    """Write the exported graph with static QDQ, tables included, weights int8 per channel, activations uint8."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -109,13 +108,9 @@ def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
         def get_next(self):
             return next(self.rows, None)
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
     batch = torch.export.Dim("batch", min=1)
     with tempfile.TemporaryDirectory() as folder:
-        source, target = str(Path(folder, "float.onnx")), str(Path(folder, "int8.onnx"))
+        source = str(Path(folder, "float.onnx"))
         torch.onnx.export(
             *(model, (dense, ids), source),
             input_names=["dense", "ids"],
@@ -126,15 +121,33 @@ def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
             verbose=False,
         )
         quantize_static(
-            *(source, target, Reader()),
+            *(source, str(target), Reader()),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        session = ort.InferenceSession(target, options, providers=["CPUExecutionProvider"])
+
+
+def read_onnxruntime_whole(path: Path) -> Model:
+    """The graph in ``path`` in onnxruntime, on one thread."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda dense, ids: torch.as_tensor(session.run(None, {"dense": dense.numpy(), "ids": ids.numpy()})[0])
+
+
+def onnxruntime_whole(model: Dlrm, dense: Tensor, ids: Tensor) -> Model:
+    """The whole graph in int8."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "int8.onnx")
+        write_onnxruntime_whole(model, dense, ids, target)
+        return read_onnxruntime_whole(target)
 
 
 PEERS: dict[str, Callable[[Dlrm, Tensor, Tensor], Model]] = {

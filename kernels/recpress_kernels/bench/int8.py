@@ -5,7 +5,6 @@ the machine's state meets all of them; medians over rounds. ``ratio_to_best_peer
 above 1 we are faster. Peers that are not installed, or refuse, are printed with their reason and left out.
 """
 
-import argparse
 import os
 import platform
 import random
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 import recpress_kernels as rk
 from recpress_kernels import native
-from recpress_kernels.bench import peers, save
+from recpress_kernels.bench import peers
+from recpress_kernels.bench.command import CLOCKS, measure, parser
 from recpress_kernels.formats.int8 import quantize_per_channel
 
 STACKS = {
@@ -38,7 +38,6 @@ OURS = {
     "recpress 8-bit, uniform": (8, "uniform"),
 }
 MIN_ROUNDS = 9
-CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def float_stack(widths: list[int], distribution: str = "normal") -> nn.Sequential:
@@ -189,16 +188,9 @@ def _print_table(rows: list[dict]) -> None:
 
 def main(given: list[str] | None = None) -> None:
     """The command line; ``given`` in place of that of the process."""
-    parser = argparse.ArgumentParser(prog="python -m recpress_kernels.bench.int8", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each stack and batch (default 1)")
-    parser.add_argument("--cases", nargs="*", help="stacks by the start of their names: top, bottom, cross, ffn")
-    parser.add_argument("--batches", nargs="*", type=int, help=f"default {BATCHES}")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a core that others use too")
-    arguments = parser.parse_args(given)
-    result = run(seconds=arguments.seconds, cases=arguments.cases, batches=arguments.batches, clock=arguments.clock)
-    if arguments.json:
-        save(result, arguments.json)
+    options = parser("recpress_kernels.bench.int8", __doc__, seconds=1.0, batches=BATCHES)
+    options.add_argument("--cases", nargs="*", help="stacks by the start of their names: top, bottom, cross, ffn")
+    measure(options, run, given)
 
 
 if __name__ == "__main__":

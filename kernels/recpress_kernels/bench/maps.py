@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 import recpress_kernels as rk
-from recpress_kernels.bench.int8 import CLOCKS, machine
+from recpress_kernels.bench.command import CLOCKS
+from recpress_kernels.bench.int8 import machine
 from recpress_kernels.bench.tables import BATCHES, ROWS, TABLES, Input, Variant, interleaved, random_rows
 from recpress_kernels.embedding_bag_rows.joined import pool_bags
 

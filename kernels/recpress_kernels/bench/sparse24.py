@@ -7,19 +7,17 @@ median over that of 2:4 and ``ratio_to_best_peer`` the best peer's over ours: ab
 our kernels alone: peers take what the CPU has, so compare with them on the best instruction set.
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import recpress_kernels as rk
 from recpress_kernels import native
-from recpress_kernels.bench import save
-from recpress_kernels.bench.int8 import BATCHES, CLOCKS, STACKS, float_stack, interleaved, machine, ours, rivals
+from recpress_kernels.bench.command import CLOCKS, measure, parser
+from recpress_kernels.bench.int8 import BATCHES, STACKS, float_stack, interleaved, machine, ours, rivals
 from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.formats.sparse24 import compress
 
@@ -122,25 +120,10 @@ def _print_table(rows: list[dict]) -> None:
 
 def main(given: list[str] | None = None) -> None:
     """The command line; ``given`` in place of that of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recpress_kernels.bench.sparse24", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each case and batch (default 1)")
-    parser.add_argument("--cases", nargs="*", help="cases by the start of their names: top, bottom, cross, ffn, layer")
-    parser.add_argument("--batches", nargs="*", type=int, help=f"default {BATCHES}")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a core that others use too")
-    parser.add_argument("--isa", choices=native.isas(), help="instruction set; the best of this CPU by default")
-    arguments = parser.parse_args(given)
-    result = run(
-        seconds=arguments.seconds,
-        cases=arguments.cases,
-        batches=arguments.batches,
-        clock=arguments.clock,
-        isa=arguments.isa,
-    )
-    if arguments.json:
-        save(result, arguments.json)
+    options = parser("recpress_kernels.bench.sparse24", __doc__, seconds=1.0, batches=BATCHES)
+    options.add_argument("--cases", nargs="*", help="cases by the start of their names: top, bottom, cross, ffn, layer")
+    options.add_argument("--isa", choices=native.isas(), help="instruction set; the best of this CPU by default")
+    measure(options, run, given)
 
 
 if __name__ == "__main__":

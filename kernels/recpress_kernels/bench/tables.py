@@ -7,21 +7,19 @@ peer's median over ours: above 1 we are faster. int8 and int4 are compared with 
 are not installed, or refuse, are printed with their reason and left out; float32 tables beyond 2 GiB are left out too.
 """
 
-import argparse
 import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import recpress_kernels as rk
-from recpress_kernels.bench import save
-from recpress_kernels.bench.int8 import CLOCKS, MIN_ROUNDS, machine
+from recpress_kernels.bench.command import CLOCKS, measure, parser
+from recpress_kernels.bench.int8 import MIN_ROUNDS, machine
 from recpress_kernels.formats.rows import row_bytes
 
 TABLES, ROWS = 26, 100_000
@@ -218,20 +216,12 @@ def _report(case: str, batch: int, medians: dict[str, float]) -> list[dict]:
 
 def main(given: list[str] | None = None) -> None:
     """The command line; ``given`` in place of that of the process."""
-    parser = argparse.ArgumentParser(prog="python -m recpress_kernels.bench.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each case and batch (default 1)")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"of a table (default {ROWS})")
-    parser.add_argument("--dims", nargs="*", type=int, help=f"default {DIMS}")
-    parser.add_argument("--batches", nargs="*", type=int, help=f"default {BATCHES}")
-    parser.add_argument("--poolings", nargs="*", type=int, help=f"default {POOLINGS}")
-    parser.add_argument("--bits", nargs="*", type=int, choices=BITS, help=f"default {BITS}")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a core that others use too")
-    options = vars(parser.parse_args(given))
-    path = options.pop("json")
-    result = run(**options)
-    if path:
-        save(result, path)
+    options = parser("recpress_kernels.bench.tables", __doc__, seconds=1.0, batches=BATCHES)
+    options.add_argument("--rows", type=int, default=ROWS, help=f"of a table (default {ROWS})")
+    options.add_argument("--dims", nargs="*", type=int, help=f"default {DIMS}")
+    options.add_argument("--poolings", nargs="*", type=int, help=f"default {POOLINGS}")
+    options.add_argument("--bits", nargs="*", type=int, choices=BITS, help=f"default {BITS}")
+    measure(options, run, given)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What may stand in ``graph.pt2``: checked before torch reads it, since torch trusts it.
+"""What may stand in ``graph.pt2``: checked before it is read, by graph.py or by torch, which trusts it.
 
 ``torch.export.load`` unpickles sample inputs, pickled tensors and custom objects, and evaluates shape expressions
 through sympy: a forged file runs code by each of these. It also looks functions up by dotted name, imports modules
@@ -46,8 +46,8 @@ _EXPRESSION_CALLS = {
 _SYMBOL = re.compile(r"[a-z]{1,3}\d+")
 
 
-def check_archive(path: Path) -> None:
-    """Refuse ``path`` unless it is a program without pickles, code or anything off the lists.
+def check_archive(path: Path) -> dict:
+    """Refuse ``path`` unless it is a program without pickles, code or anything off the lists; the program's JSON.
 
     Raises:
         ArtifactError: names the member, function or expression that is refused.
@@ -62,6 +62,7 @@ def check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError) as error:
         raise ArtifactError(f"{path} is not a readable archive ({error}); export the model again") from None
     _check_graph(path, graph)
+    return graph
 
 
 def _refuse(path: Path, what: str) -> ArtifactError:

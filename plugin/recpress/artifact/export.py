@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 from recpress.artifact import golden
 from recpress.artifact.bounds import table_bounds
-from recpress.artifact.load import CONSTANT, load
+from recpress.artifact.graph import CONSTANT
+from recpress.artifact.load import load
 from recpress.artifact.lower import drop_identities
 from recpress.artifact.manifest import (
     DTYPES,
@@ -27,12 +28,15 @@ from recpress.artifact.manifest import (
     Layer,
     Manifest,
     OutputSpec,
+    PrunedParameter,
+    TrainingNote,
     sha256,
     versions,
     write_manifest,
 )
 from recpress.errors import ArtifactError, ExportError
 from recpress.pipeline import Compressed
+from recpress.training import Run, Training
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _META = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
@@ -88,6 +92,8 @@ def export(
             layers=tuple(Layer(**asdict(row)) for row in report.rows),
             quality_before=report.quality_before,
             quality_after=report.quality_after,
+            pruning=tuple(PrunedParameter(**asdict(row)) for row in report.pruning),
+            training=None if report.training is None else training_note(report.training),
             golden=measured,
             sha256={name: sha256(staging / name) for name in (GRAPH, WEIGHTS, GOLDEN)},
             versions=versions(),
@@ -197,6 +203,28 @@ def _output_specs(
     return tuple(
         OutputSpec(name=name, dtype=_NAMES[t.dtype], shape=tuple(t.shape[1:]))
         for name, t in zip(names, leaves, strict=True)
+    )
+
+
+def training_note(training: Training) -> TrainingNote:
+    """What the manifest keeps of a training."""
+
+    def losses(run: Run) -> tuple[float, float]:
+        return run.epochs[0].valid_loss, run.best.valid_loss
+
+    run, control = training.run, training.control
+    return TrainingNote(
+        objective=training.objective,
+        teacher=training.teacher,
+        passes=len(run.epochs) - 1,
+        steps=run.steps,
+        best_pass=run.best.number,
+        seconds=sum(epoch.seconds for epoch in run.epochs),
+        settings=asdict(training.settings),
+        valid_loss=losses(run),
+        control_valid_loss=None if control is None else losses(control),
+        quality_post_training=training.quality_post_training,
+        quality_control=training.quality_control,
     )
 
 

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.export.pt2_archive  # what torch.export.load imports when it is first called, 1.3 s
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
 from recpress.artifact import golden
 from recpress.artifact.archive import check_archive
+from recpress.artifact.graph import build_module
 from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
 from recpress.artifact.manifest import DTYPES, GOLDEN, GRAPH, WEIGHTS, Manifest, check_hashes, read_manifest
@@ -26,19 +24,13 @@ from recpress.errors import ArtifactError
 from recpress_kernels.int8_mlp.choice import Choice
 from recpress_kernels.sparse24_linear.fragments import form
 
-with contextlib.suppress(ImportError):
-    import torch.export._trace  # the rest of what a first load imports; private, so it may go
-
-CONSTANT = "constant:"
-"""Prefix, in ``weights.safetensors``, of tensors that are constants of the graph, not in the state dict."""
-
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model loaded from an artifact.
 
     Attributes:
-        module: the graph; called with the inputs in the manifest's order, it answers as the original did.
+        module: the graph; called with the inputs in the manifest's order, it answers with the outputs in theirs.
         manifest: what the artifact says of itself.
         device: where it runs.
         kernels: what runs its int8 layers, and why not something faster.
@@ -62,8 +54,8 @@ class LoadedModel:
         """
         tensors = self._checked(inputs)
         with torch.inference_mode():
-            leaves = tree_leaves(self.module(*tensors))
-        return {spec.name: leaf for spec, leaf in zip(self.manifest.outputs, leaves, strict=True)}
+            outputs = self.module(*tensors)
+        return {spec.name: output for spec, output in zip(self.manifest.outputs, outputs, strict=True)}
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         names = [spec.name for spec in self.manifest.inputs]
@@ -97,17 +89,12 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
-    check_archive(folder / GRAPH)
-    program = _program(folder)
-    _fill(program, folder)
-    if torch.device(device).type != "cpu":
-        from torch.export.passes import move_to_device_pass
-
-        program = move_to_device_pass(program, str(device))
-    module = program.module(check_guards=False)
+    program, weights = check_archive(folder / GRAPH), read_tensors(folder / WEIGHTS)
+    with _no_collection():
+        module = build_module(program, weights, folder / GRAPH, torch.device(device))
+    del program, weights
     kernels, choices = lower(module) if torch.device(device).type == "cpu" else _lower_to_gpu(module, device)
-    # Without guards and without export's hooks, which check shapes before every call (200 us): LoadedModel and the
-    # server have checked them already. The new module holds the tensors that its graph reads, no others.
+    # The new module holds the tensors that its graph reads now, no others.
     module = torch.fx.GraphModule(module, module.graph)
     model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))
     return replace(model, verdict=check_golden(model, folder))
@@ -116,18 +103,6 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
 def _lower_to_gpu(module: torch.fx.GraphModule, device: str | torch.device) -> tuple[str, list[Choice]]:
     device = torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else torch.device(device)
     return lower_to_gpu(module, torch.cuda.get_device_name(device), form(device))
-
-
-def _program(folder: Path) -> ExportedProgram:
-    try:
-        with _no_collection():
-            return torch.export.load(folder / GRAPH)
-    except Exception as error:
-        made = read_manifest(folder).versions
-        raise ArtifactError(
-            f"{folder / GRAPH} cannot be loaded by torch {torch.__version__} ({type(error).__name__}: {error}); it was "
-            f"exported with torch {made.get('torch')}; export it again with the version here"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -153,25 +128,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); export the model again") from None
-
-
-def _fill(program: ExportedProgram, folder: Path) -> None:
-    """Put the weights in place of the scalars that stand for them in the graph."""
-    weights = read_tensors(folder / WEIGHTS)
-    places = {name: (program.state_dict, name) for name in program.state_dict}
-    places |= {CONSTANT + name: (program.constants, name) for name in program.constants}
-    if set(weights) != set(places):
-        odd = ", ".join(sorted(set(weights) ^ set(places))[:5])
-        raise ArtifactError(f"{folder / WEIGHTS} and {folder / GRAPH} disagree on which weights there are: {odd}")
-    for name, (home, key) in places.items():
-        weight, meta = weights[name], home[key]
-        if weight.shape != meta.shape or weight.dtype != meta.dtype:
-            raise ArtifactError(
-                f"weight {name!r} in {folder / WEIGHTS} is {weight.dtype} {tuple(weight.shape)}; the graph takes "
-                f"{meta.dtype} {tuple(meta.shape)}"
-            )
-        as_parameter = isinstance(meta, torch.nn.Parameter)
-        home[key] = torch.nn.Parameter(weight, requires_grad=False) if as_parameter else weight
 
 
 def read_golden(folder: str | Path, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -101,6 +101,47 @@ class Layer(_Frozen):
     oov_row: int | None = None
     rows_dropped: int = 0
     dropped_answer: Literal["", "mean", "zero"] = ""
+    pruned: str = ""
+
+
+class PrunedParameter(_Frozen):
+    """A row of the report of pruning."""
+
+    name: str
+    status: Literal["pruned", "kept"]
+    reason: str
+    before: int
+    after: int
+    zeros: int
+    threshold: float | None = None
+
+
+class TrainingNote(_Frozen):
+    """How the model was fine-tuned, and what that training does without compression.
+
+    Attributes:
+        objective: what was minimised: ``distill``, ``labels`` or the name of a loss.
+        teacher: what the loss was handed to be like: the ``original``, one that was ``given``, or none, empty.
+        passes, steps: made over the training batches, and of the optimiser.
+        best_pass: at which the model was left; 0: as it was before training.
+        seconds: that the training took.
+        settings: passes at most, learning rates and so on.
+        valid_loss, control_valid_loss: before training and at the best pass; of the control, the same training of the
+            model without compression, None where it was turned off.
+        quality_post_training, quality_control: metrics of the model compressed without training, and of the control.
+    """
+
+    objective: str
+    teacher: Literal["", "original", "given"]
+    passes: int
+    steps: int
+    best_pass: int
+    seconds: float
+    settings: dict[str, int | float | bool | str]
+    valid_loss: tuple[float, float]
+    control_valid_loss: tuple[float, float] | None
+    quality_post_training: dict[str, float]
+    quality_control: dict[str, float]
 
 
 class Manifest(_Frozen):
@@ -113,6 +154,8 @@ class Manifest(_Frozen):
     layers: tuple[Layer, ...]
     quality_before: dict[str, float]
     quality_after: dict[str, float]
+    pruning: tuple[PrunedParameter, ...] = ()
+    training: TrainingNote | None = None
     golden: Golden
     sha256: dict[str, str]
     versions: dict[str, str]

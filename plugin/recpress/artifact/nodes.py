@@ -1,5 +1,7 @@
 """Questions about the nodes of a traced graph, as the rewrites of this folder ask them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -10,16 +12,24 @@ def only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What a stored graph tells of a tensor: its sizes, those that vary by their symbols, and its dtype."""
+
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+
+
 def shape_of(node: Node) -> tuple[str, ...]:
     """The sizes as traced, symbols by their names; empty where the graph does not tell."""
     value = node.meta.get("val")
-    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else ()
+    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor | Traced) else ()
 
 
 def dtype_of(node: Node) -> torch.dtype | None:
     """The dtype as traced; None where the graph does not tell."""
     value = node.meta.get("val")
-    return value.dtype if isinstance(value, Tensor) else None
+    return value.dtype if isinstance(value, Tensor | Traced) else None
 
 
 def mutates(node: Node) -> bool:

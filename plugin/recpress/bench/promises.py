@@ -4,9 +4,29 @@ from dataclasses import dataclass, field
 
 from recpress.report.paired import Paired
 
-AUC_INT8, RANKING_INT8, INT4 = 0.9995, 0.999, 0.999
-BYTES = 0.30
 LOGLOSS, CALIBRATION = 1.001, 0.005
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least share of the AUC that is kept, and of HR@10 and NDCG@10; of the rest, None: nothing is promised.
+
+    ``bytes`` are at most that share of the original's, ``over_least`` that many times what the formats allow; ``gone``
+    is the least share of the linear layers' parameters that is taken out; training takes at most ``steps`` times the
+    original's.
+    """
+
+    auc: float
+    ranking: float
+    bytes: float | None = None
+    over_least: float | None = None
+    gone: float | None = None
+    steps: float | None = None
+
+
+INT8 = Bounds(0.9995, 0.999, bytes=0.30)
+INT4 = Bounds(0.999, 0.999, bytes=0.30)
+PRUNED = Bounds(0.999, 0.995, steps=0.2)
 
 
 @dataclass(frozen=True)
@@ -36,22 +56,34 @@ class Promise:
     kept: bool
 
 
-def promises(compared: Compared, *, bytes_ratio: float, int4: bool) -> list[Promise]:
-    """The promises on a post-training int8 model, or where ``int4`` on one with int4 tables, each with its verdict.
+def promises(
+    compared: Compared, bounds: Bounds, *, bytes_ratio: float, over_least: float, gone: float, steps: float
+) -> list[Promise]:
+    """The promises that ``bounds`` makes, each with its verdict; the shares are those that :class:`Bounds` says.
 
-    * int8 keeps 99.95 % of the AUC, and 99.9 % of HR@10 and NDCG@10; with int4 tables 99.9 %.
-    * logloss rises by 0.1 % at most, and calibration stays within 0.5 % of the original's.
-    * bytes are 30 % at most.
+    Whatever they are, logloss rises by 0.1 % at most, and calibration stays within 0.5 % of the original's.
     """
     made = []
     for name, paired in compared.metrics.items():
-        bound = INT4 if int4 else AUC_INT8 if name == "AUC" else RANKING_INT8
-        made.append(Promise(name, paired.ratio, bound, paired.ratio >= bound))
+        made.append(_at_least(name, paired.ratio, bounds.auc if name == "AUC" else bounds.ranking))
     if "logloss" in compared.levels:
-        ratio = compared.change("logloss")
-        made.append(Promise("logloss", ratio, LOGLOSS, ratio <= LOGLOSS))
+        made.append(_at_most("logloss", compared.change("logloss"), LOGLOSS))
     if "calibration" in compared.levels:
-        change = abs(compared.change("calibration") - 1)
-        made.append(Promise("calibration", change, CALIBRATION, change <= CALIBRATION))
-    made.append(Promise("bytes", bytes_ratio, BYTES, bytes_ratio <= BYTES))
+        made.append(_at_most("calibration", abs(compared.change("calibration") - 1), CALIBRATION))
+    if bounds.bytes is not None:
+        made.append(_at_most("bytes", bytes_ratio, bounds.bytes))
+    if bounds.over_least is not None:
+        made.append(_at_most("bytes over the least", over_least, bounds.over_least))
+    if bounds.gone is not None:
+        made.append(_at_least("parameters gone", gone, bounds.gone))
+    if bounds.steps is not None:
+        made.append(_at_most("steps", steps, bounds.steps))
     return made
+
+
+def _at_least(name: str, value: float, bound: float) -> Promise:
+    return Promise(name, value, bound, value >= bound)
+
+
+def _at_most(name: str, value: float, bound: float) -> Promise:
+    return Promise(name, value, bound, value <= bound)

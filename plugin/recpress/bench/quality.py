@@ -3,7 +3,9 @@
 Models are trained in float32 on real data, compressed in several ways, and judged on the same test rows as their
 originals. For each: the ratio of AUC, or of HR@10 and NDCG@10, to the original's and the 95 % interval of the paired
 difference; logloss and calibration over the original's; bytes, and the least that the formats allow. What breaks a
-promise is printed as failing, and the worst of the seeds is repeated at the end.
+promise is printed as failing, and the worst of the seeds is repeated at the end. What is pruned is distilled for at
+most a fifth of the optimiser's steps that the original's training took, the passes in which early stopping waits
+included: both numbers are in its row. The "dense control" is the original after the same training.
 
 Sets are ml-100k, which is fetched as the demo fetches it, and of the folder given ml-latest-small (ratings.csv and
 movies.csv) and video (Video.txt as SASRec's authors have it), each as it is or as gzip. A set that is not there is left
@@ -17,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from recpress.bench.clicks import MODELS, Clicks
 from recpress.bench.promises import Compared, Promise, promises
 from recpress.bench.ranking import Ranks
-from recpress.bench.variants import POST_TRAINING, VARIANTS, Variant, least_bytes, variant
+from recpress.bench.variants import POST_TRAINING, VARIANTS, Made, Variant, gone, least_bytes, variant
 from recpress.data import movielens, movielens_small, sequences
-from recpress.errors import DataError
+from recpress.errors import DataError, PruningError
 from recpress_kernels.bench import save
 from recpress_kernels.bench.int8 import machine
 
@@ -33,7 +36,11 @@ ALL_MODELS = (*MODELS, "sasrec")
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one model: what was measured and which promises it keeps; ``seconds`` are of its compression."""
+    """One variant of one model: what was measured and which promises it keeps.
+
+    ``gone`` is the share of the linear layers' parameters that was pruned, ``steps`` are the optimiser's, ``against``
+    is the comparison with another variant, by its name, and ``seconds`` are of the compression.
+    """
 
     set: str
     model: str
@@ -43,8 +50,12 @@ class Row:
     bytes_before: int
     bytes_after: int
     bytes_least: int
+    gone: float
+    steps: int
+    steps_original: int
     seconds: float
     promises: tuple[Promise, ...]
+    against: tuple[str, Compared] | None = None
 
     @property
     def failing(self) -> list[Promise]:
@@ -84,33 +95,89 @@ def run(
             for seed in seeds:
                 start = time.perf_counter()
                 model, kept = study.train(name, seed, folder)
-                how = "read" if kept else f"trained in {time.perf_counter() - start:.0f} s"
+                how = "read" if kept.read else f"trained in {time.perf_counter() - start:.0f} s"
+                how += f", {kept.steps} steps"
                 before = study.score(model)
                 itself = study.compare(before, before)
                 figures = [f"{metric} {paired.before:.5f}" for metric, paired in itself.metrics.items()]
                 figures += [f"{level} {values[0]:.5f}" for level, values in itself.levels.items()]
                 say(f"{study.name} {name} seed {seed}: {how}; original: {', '.join(figures)}")
-                for label, way in variants.items():
-                    start = time.perf_counter()
-                    made = way.apply(model, study)
-                    seconds = time.perf_counter() - start
-                    compared = study.compare(before, study.score(made.model))
-                    size = made.report.bytes_before, made.report.bytes_after
-                    held = promises(compared, bytes_ratio=size[1] / size[0], int4=way.recipe.embedding == "int4")
-                    least = least_bytes(model, way.recipe)
-                    yield Row(study.name, name, seed, label, compared, *size, least, seconds, tuple(held))
+                yield from _Original(study, name, seed, model, kept.steps, before).rows(variants, say)
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A trained model of a study, what its training took, and its scores of the test rows."""
+
+    study: Clicks | Ranks
+    name: str
+    seed: int
+    model: nn.Module
+    steps: int
+    scores: object
+
+    def rows(self, variants: dict[str, Variant], say: Callable[[str], object]) -> Iterator[Row]:
+        """A row of each variant, and of the control of those that have one."""
+        made: dict[str, Made] = {}
+        scores: dict[str, object] = {}
+        for label, way in variants.items():
+            start = time.perf_counter()
+            try:
+                made[label] = self._apply(label, way, made)
+            except PruningError as error:
+                say(f"  {label} left out: {error}")
+                continue
+            seconds = time.perf_counter() - start
+            scores[label] = self.study.score(made[label].model)
+            versus = (way.against, scores[way.against]) if way.against in scores else None
+            if made[label].control is not None:
+                control = Made(made[label].control, made[label].report, made[label].steps)
+                yield self._row("dense control", way, control, self.study.score(control.model), seconds, None)
+            yield self._row(label, way, made[label], scores[label], seconds, versus)
+
+    def _apply(self, label: str, way: Variant, made: dict[str, Made]) -> Made:
+        if way.after and way.after not in made:
+            made[way.after] = self._apply(way.after, VARIANTS[way.after], made)
+        return way.apply(self.model, self.study, self.steps, made)
+
+    def _row(
+        self, label: str, way: Variant, made: Made, scores: object, seconds: float, versus: tuple[str, object] | None
+    ) -> Row:
+        compared = self.study.compare(self.scores, scores)
+        before = sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
+        size = before, made.report.bytes_after, min(least_bytes(self.model, way.recipe), made.report.bytes_after)
+        shares = {"gone": gone(self.model, made.pruning), "steps": made.steps / self.steps}
+        ratios = {"bytes_ratio": size[1] / size[0], "over_least": size[1] / size[2]}
+        held = promises(compared, way.bounds, **ratios, **shares)
+        against = None if versus is None else (versus[0], self.study.compare(versus[1], scores))
+        counts = made.steps, self.steps
+        return Row(
+            *(self.study.name, self.name, self.seed, label, compared, *size, shares["gone"], *counts, seconds),
+            *(tuple(held), against),
+        )
 
 
 def line(row: Row) -> str:
     """One row for people; percentages are of the original's figure."""
-    cells = [f"  {row.variant:18}"]
-    for name, paired in row.compared.metrics.items():
-        low, high = (100 * end / paired.before for end in (paired.low, paired.high))
-        cells.append(f"{name} {paired.ratio:9.3%} [{low:+.3f}, {high:+.3f}]")
+    cells = [f"  {row.variant:21}", *_intervals(row.compared)]
     cells += [f"{name} {row.compared.change(name):8.3%}" for name in row.compared.levels]
     before = row.bytes_before
     cells.append(f"bytes {row.bytes_after / before:.1%} (least {row.bytes_least / before:.1%})")
+    if row.gone:
+        cells.append(f"parameters gone {row.gone:.1%}")
+    if row.steps:
+        cells.append(f"steps {row.steps} of {row.steps_original}")
+    if row.against:
+        cells.append(f"against {row.against[0]}: {', '.join(_intervals(row.against[1]))}")
     return "  ".join(cells) + "  " + _verdict(row.failing)
+
+
+def _intervals(compared: Compared) -> list[str]:
+    cells = []
+    for name, paired in compared.metrics.items():
+        low, high = (100 * end / paired.before for end in (paired.low, paired.high))
+        cells.append(f"{name} {paired.ratio:9.3%} [{low:+.3f}, {high:+.3f}]")
+    return cells
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -158,16 +225,21 @@ def _given(folder: Path | None) -> Path:
 
 
 def _as_json(row: Row) -> dict:
-    metrics = {
-        name: asdict(paired) | {"difference": paired.difference, "ratio": paired.ratio}
-        for name, paired in row.compared.metrics.items()
-    }
+    metrics = _metrics(row.compared)
     levels = {
         name: {"before": before, "after": after, "ratio": after / before}
         for name, (before, after) in row.compared.levels.items()
     }
-    plain = {name: value for name, value in asdict(row).items() if name not in ("compared", "promises")}
-    return plain | metrics | levels | {"promises": [asdict(promise) for promise in row.promises]}
+    plain = {name: value for name, value in asdict(row).items() if name not in ("compared", "promises", "against")}
+    against = {} if row.against is None else {"against": {"variant": row.against[0]} | _metrics(row.against[1])}
+    return plain | metrics | levels | against | {"promises": [asdict(promise) for promise in row.promises]}
+
+
+def _metrics(compared: Compared) -> dict[str, dict[str, float]]:
+    return {
+        name: asdict(paired) | {"difference": paired.difference, "ratio": paired.ratio}
+        for name, paired in compared.metrics.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -30,9 +30,9 @@ def run(gigabytes: float = 1.0, recipe: str = "int8") -> dict[str, float]:
     Raises:
         SourceError: the system does not tell a process's resident memory (Linux does, in /proc).
     """
-    compress(_model(100), recipe)
+    compress(dlrm(100), recipe)
     baseline = _resident("VmRSS")
-    model = _model(round(gigabytes * 1e9 / (TABLES * DIM * 4)))
+    model = dlrm(round(gigabytes * 1e9 / (TABLES * DIM * 4)))
     size = sum(p.nbytes for p in model.parameters())
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from what is resident now
     wall, cpu = time.perf_counter(), time.process_time()
@@ -48,7 +48,8 @@ def run(gigabytes: float = 1.0, recipe: str = "int8") -> dict[str, float]:
     }
 
 
-def _model(rows: int) -> nn.Module:
+def dlrm(rows: int) -> nn.Module:
+    """A DLRM of random weights, with ``rows`` in each of its tables."""
     torch.manual_seed(0)
     return DLRM(num_dense=13, table_rows=[rows] * TABLES, dim=DIM, bottom=BOTTOM, top=TOP)
 

@@ -1,7 +1,7 @@
 """SASRec, which ranks what comes next, for the benchmark of quality: trained, scored and compared."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from recpress.bench.promises import Compared
 from recpress.data import sequences
 from recpress.data.sequences import Ranking, Sequences
 from recpress.report.paired import paired_mean
-from recpress.zoo.cache import trained
+from recpress.zoo.cache import Kept, trained
 from recpress.zoo.sasrec import SASRec
 from recpress.zoo.sasrec_train import Ranked, by_length, ranked, train, trimmed
 
@@ -21,6 +21,7 @@ CALIBRATION_USERS = 512
 CALIBRATION_BATCH = 32
 BATCH, RIVALS = 128, 200
 TUNING_LR, TUNING_EPOCHS = 5e-5, 12
+PRUNED_LR, PRUNED_EPOCHS = 5e-4, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,8 @@ class Ranks:
         )
         return cls(name, data, valid, test, length, epochs)
 
-    def train(self, model: str, seed: int, folder: Path) -> tuple[nn.Module, bool]:
-        """SASRec trained from ``seed``, and whether its weights were kept in ``folder``."""
+    def train(self, model: str, seed: int, folder: Path) -> tuple[nn.Module, Kept]:
+        """SASRec trained from ``seed``, and how its weights came, which are kept in ``folder``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = SASRec(num_items=self.data.num_items, length=self.length)
@@ -52,7 +53,7 @@ class Ranks:
         options = {"epochs": self.epochs, "seed": seed}
         kept = trained(
             module,
-            lambda: train(module, self.data, self.valid, **options),
+            lambda: train(module, self.data, self.valid, **options)[-1].steps,
             rows=(torch.cat(events), torch.tensor([len(items) for items in events]), self.valid.candidates),
             options=options,
             folder=folder,
@@ -67,10 +68,10 @@ class Ranks:
         batches = [batches[i] for i in torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))]
         return [(trimmed(self.valid.histories[batch]), self.valid.candidates[batch]) for batch in batches]
 
-    def tuning(self) -> dict[str, object]:
+    def tuning(self, steps: int | None) -> dict[str, object]:
         """The scores of what came next and of rivals, after each place of a history, are to be distributed as the
-        original's. Rates and passes are those that brought most of seed 0 back; the defaults, and one place a user,
-        brought nothing.
+        original's, in ``steps`` at most, or without them in as many passes as brought most of seed 0 back, at the
+        rate that did; the defaults, and one place a user, brought nothing.
         """
         known = [items[:-2] for items in self.data.events if len(items) > 3]
         places = _Places(
@@ -78,9 +79,12 @@ class Ranks:
             sequences.histories([items[1:] for items in known], self.length),
             self.data.num_items,
         )
+        lr, epochs = (TUNING_LR, TUNING_EPOCHS) if steps is None else (PRUNED_LR, min(PRUNED_EPOCHS, steps))
+        if steps is not None and steps < epochs * len(places):
+            places = replace(places, count=steps // epochs)
         order = by_length(self.valid.histories).split(BATCH)[::4]
         valid = [(trimmed(self.valid.histories[batch]), self.valid.candidates[batch]) for batch in order]
-        return {"train": places, "valid": valid, "loss": _divergence, "lr": TUNING_LR, "epochs": TUNING_EPOCHS}
+        return {"train": places, "valid": valid, "loss": _divergence, "lr": lr, "epochs": epochs}
 
     def score(self, model: nn.Module) -> Ranked:
         """HR@10 and NDCG@10 of each user to test on."""
@@ -97,20 +101,21 @@ class _Places:
     """Batches of histories, what came next at each place of them, and rivals that all places share.
 
     Of histories of about the same length, in an order, and with rivals, that are drawn anew each time from torch's
-    global generator.
+    global generator: all batches, or ``count`` of them.
     """
 
     histories: Tensor
     nexts: Tensor
     num_items: int
+    count: int | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.histories) // BATCH)
+        return self.count or -(-len(self.histories) // BATCH)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         lengths = (self.nexts != 0).sum(dim=1) + torch.rand(len(self.nexts))
         batches = lengths.argsort().split(BATCH)
-        for i in torch.randperm(len(batches)).tolist():
+        for i in torch.randperm(len(batches))[: len(self)].tolist():
             rivals = torch.randint(1, self.num_items + 1, (RIVALS,))
             yield trimmed(self.histories[batches[i]]), trimmed(self.nexts[batches[i]]), rivals
 

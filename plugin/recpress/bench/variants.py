@@ -1,19 +1,28 @@
 """The ways to compress a model that the benchmark of quality compares, and the least bytes that their formats allow."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from recpress.bench.promises import INT4, INT8, PRUNED, Bounds
+from recpress.errors import TrainingError
 from recpress.finetuning import finetune
 from recpress.layers import Int8Linear
-from recpress.pipeline import Compressed, compress
+from recpress.pipeline import Report, compress
+from recpress.pruning.rows import PruneRow
+from recpress.pruning.spec import PruneSpec
 from recpress.recipe import Recipe, as_recipe
 from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.formats.rows import row_bytes
 
 SCALE_BYTES = 4
 KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
+BUDGET = 5
+"""What is pruned is trained for one step of so many that the original took."""
+OVER_LEAST = 1.02
+"""For what calibration adds, and layers that are kept."""
 
 
 class Inputs(Protocol):
@@ -22,45 +31,125 @@ class Inputs(Protocol):
     def calibration(self) -> list[tuple[Tensor, ...]]:
         """Inputs like those that the model will score."""
 
-    def tuning(self) -> dict[str, object]:
-        """``train``, ``valid`` and what else recpress.finetune is to be given, to distil a model of these rows."""
+    def tuning(self, steps: int | None) -> dict[str, object]:
+        """``train``, ``valid`` and what else recpress.finetune is to be given, to distil a model of these rows.
+
+        ``steps``: of the optimiser, at most; None: as many as suit the rows.
+        """
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compressed model, what the pipeline reports of it, the optimiser's steps that it took, what was pruned, and
+    the original after the same training, where that was asked for."""
+
+    model: nn.Module
+    report: Report
+    steps: int = 0
+    pruning: tuple[PruneRow, ...] = ()
+    control: nn.Module | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A ``recipe``, with calibration inputs or without, its weights of ``weight_bits``; ``tuned``: distilled after."""
+    """A ``recipe``, with calibration inputs or without, its weights of ``weight_bits``, and what is promised of it.
+
+    ``tuned``: distilled while it is compressed, within a fifth of the original's steps where ``bounds`` promises that;
+    with a ``control``, the original distilled so. ``after``: the variant on whose model the recipe is applied.
+    ``against``: the variant with which it is compared besides the original.
+    """
 
     recipe: Recipe
     calibrated: bool = True
     weight_bits: int = 8
     tuned: bool = False
+    control: bool = False
+    after: str = ""
+    against: str = ""
+    bounds: Bounds = INT8
 
-    def apply(self, model: nn.Module, rows: Inputs) -> Compressed:
-        """``model`` compressed so; it is not changed."""
+    def apply(self, model: nn.Module, rows: Inputs, steps: int, earlier: Mapping[str, Made]) -> Made:
+        """``model``, whose training took ``steps``, compressed so; it is not changed. ``earlier``: what was made of it.
+
+        Raises:
+            PruningError: the recipe's pruning does not fit the model.
+            TrainingError: a fifth of ``steps`` is none.
+        """
         calibration = rows.calibration() if self.calibrated else None
         if self.tuned:
-            return finetune(model, self.recipe, **rows.tuning(), calibration=calibration, control=False, progress=False)
-        made = compress(model, self.recipe, calibration=calibration)
+            options = rows.tuning(_budget(steps) if self.bounds.steps else None)
+            options |= {"calibration": calibration, "control": self.control, "progress": False}
+            made = finetune(model, self.recipe, **options)
+            return Made(made.model, made.report, made.report.training.run.steps, made.report.pruning, made.control)
+        first = earlier[self.after] if self.after else Made(model, None)
+        made = compress(first.model, self.recipe, calibration=calibration)
         if self.weight_bits == 7:
             _weights_of_7_bits(model, made.model)
-        return made
+        return Made(made.model, made.report, first.steps, first.pruning or made.report.pruning)
 
 
+_STORED = replace(PRUNED, over_least=OVER_LEAST)
+_SPARSE = Recipe(
+    name="sparse-70",
+    linear="keep",
+    embedding="keep",
+    prune=PruneSpec(pattern="unstructured", sparsity=0.72, ranking="global"),
+)
+"""72 % of the weights, since biases stay and 70 % of all parameters are to go."""
 VARIANTS = {
     "int8": Variant(Recipe.preset("int8")),
     "int8-uncalibrated": Variant(Recipe.preset("int8"), calibrated=False),
     "int8-static": Variant(Recipe.preset("int8-static")),
     "int8-7bit": Variant(Recipe.preset("int8"), weight_bits=7),
-    "int8-tables4": Variant(Recipe.preset("int8-tables4")),
+    "int8-tables4": Variant(Recipe.preset("int8-tables4"), bounds=INT4),
     "int8-qat": Variant(Recipe.preset("int8"), tuned=True),
-    "int8-tables4-qat": Variant(Recipe.preset("int8-tables4"), tuned=True),
+    "int8-tables4-qat": Variant(Recipe.preset("int8-tables4"), tuned=True, bounds=INT4),
 }
 POST_TRAINING = tuple(name for name, way in VARIANTS.items() if not way.tuned)
+PRUNING = {
+    "prune-24": Variant(Recipe.preset("prune-24"), tuned=True, control=True, bounds=PRUNED),
+    "prune-24-then-int8": Variant(Recipe(linear="int8-24"), after="prune-24", bounds=_STORED),
+    "prune-24-int8": Variant(Recipe.preset("prune-24-int8"), tuned=True, against="prune-24-then-int8", bounds=_STORED),
+    "prune-24-then-tables4": Variant(Recipe(linear="int8-24", embedding="int4"), after="prune-24", bounds=_STORED),
+    "prune-24-int8-tables4": Variant(
+        Recipe.preset("prune-24-int8-tables4"),
+        tuned=True,
+        against="prune-24-then-tables4",
+        bounds=_STORED,
+    ),
+    "sparse-70": Variant(_SPARSE, tuned=True, bounds=replace(PRUNED, gone=0.7)),
+    "structured-50": Variant(Recipe.preset("structured-50"), tuned=True, bounds=PRUNED),
+}
+VARIANTS |= PRUNING
+
+
+def _budget(steps: int) -> int:
+    if steps < BUDGET:
+        raise TrainingError(
+            f"the original took {steps} steps of the optimiser, of which a {BUDGET}th is none; train it for longer, on "
+            "more rows or in smaller batches"
+        )
+    return steps // BUDGET
 
 
 def variant(name: str) -> Variant:
     """One of :data:`VARIANTS`, or a preset or YAML file with calibration inputs; RecipeError where it is none."""
-    return VARIANTS.get(name) or Variant(as_recipe(name))
+    if name in VARIANTS:
+        return VARIANTS[name]
+    recipe = as_recipe(name)
+    return Variant(recipe, bounds=INT4 if recipe.embedding == "int4" else INT8)
+
+
+def gone(model: nn.Module, pruning: Sequence[PruneRow]) -> float:
+    """The share of the parameters of the linear layers of ``model`` that pruning took: zero, or removed."""
+    dense = {
+        f"{name}.{own}": p.numel()
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+        for own, p in m.named_parameters(recurse=False)
+    }
+    left = sum(row.after - row.zeros for row in pruning if row.name in dense) if pruning else sum(dense.values())
+    return 1 - left / sum(dense.values())
 
 
 def least_bytes(model: nn.Module, recipe: Recipe) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import monitoring, serving
+from recpress.cli import loadtest, monitoring, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -71,6 +71,32 @@ def export(
 
 
 @app.command()
+def auto(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A function that returns a mapping of recpress.auto's arguments: model, train, valid, rows or "
+            "evaluate and so on; and, to export, examples: {input name: example tensor}.",
+        ),
+    ],
+    share: Annotated[float | None, typer.Option(help="What is asked, as a share of the original's metric.")] = None,
+    at_least: Annotated[float | None, typer.Option(help="What is asked, as a value of the metric.")] = None,
+    candidate: Annotated[list[str] | None, typer.Option(help="A preset or YAML file to try; in this order.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of optimisers that may be taken in all.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every training.")] = None,
+    folder: Annotated[Path | None, typer.Option("--export", help="Write what is found as an artifact there.")] = None,
+) -> None:
+    """Find the smallest compressed model that keeps a quality; print what was tried; fail where none does."""
+    from recpress.cli.source import auto_source
+
+    options = {"share": share, "at_least": at_least, "candidates": candidate}
+    options |= {"steps": steps, "seconds": seconds, "seed": seed}
+    auto_source(source, {name: value for name, value in options.items() if value is not None}, folder)
+
+
+@app.command()
 def load(folder: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Load an artifact, replay its golden rows, and print what it holds."""
     from recpress.artifact.load import check_golden
@@ -108,13 +134,21 @@ def package(
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (serving.serve, serving.deploy, serving.rollback, serving.probe, monitoring.exporter):
+for verb in (
+    serving.serve,
+    serving.deploy,
+    serving.rollback,
+    serving.probe,
+    serving.proxy,
+    loadtest.loadtest,
+    monitoring.exporter,
+):
     app.command()(verb)
 
 
 class Benchmark(str, Enum):
-    """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of what
-    compressing or serving costs, in ``recpress.bench``."""
+    """Benchmarks by name; each is a module with options of its own, in ``recpress_kernels.bench`` or, of compressing
+    and of serving, in ``recpress.bench``."""
 
     int8 = "int8"
     sparse24 = "sparse24"
@@ -124,9 +158,14 @@ class Benchmark(str, Enum):
     ptq = "ptq"
     quality = "quality"
     metrics = "metrics"
+    overhead = "overhead"
+    overload = "overload"
+    prune = "prune"
+    serve = "serve"
+    soak = "soak"
 
 
-OF_PLUGIN = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality, Benchmark.metrics)
+IN_KERNELS = (Benchmark.int8, Benchmark.sparse24, Benchmark.tables, Benchmark.dlrm)
 
 
 @app.command(
@@ -135,7 +174,7 @@ OF_PLUGIN = (Benchmark.quantize, Benchmark.ptq, Benchmark.quality, Benchmark.met
 def bench(context: typer.Context, name: Benchmark) -> None:
     """Measure, beside other libraries or the original, and print: bench NAME [--json FILE]; bench NAME --help lists
     more."""
-    package = "recpress.bench" if name in OF_PLUGIN else "recpress_kernels.bench"
+    package = "recpress_kernels.bench" if name in IN_KERNELS else "recpress.bench"
     import_module(f"{package}.{name.value}").main(context.args)
 
 

@@ -123,6 +123,35 @@ def probe(
         raise ProbeError(f"{len(failed)} of {len(results)} versions fail: {'; '.join(failed)}")
 
 
+def proxy(
+    deadline_ms: Annotated[float, typer.Option(help="Milliseconds until an answer is of no use to clients.")],
+    batch_ms: Annotated[float | None, typer.Option(help="Milliseconds that a full batch takes, as measured.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Requests in a full batch.", min=1)] = None,
+    instances: Annotated[int, typer.Option(help="Of the model, each with a core of its own.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Requests under way, in place of a computed number.")] = None,
+    http: Annotated[str, typer.Option(help="HOST:PORT for clients of HTTP.")] = "127.0.0.1:9000",
+    grpc: Annotated[str, typer.Option(help="HOST:PORT for clients of gRPC.")] = "127.0.0.1:9001",
+    server_http: Annotated[str, typer.Option(help="HOST:PORT of the server's HTTP.")] = "127.0.0.1:8000",
+    server_grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC.")] = "127.0.0.1:8001",
+) -> None:
+    """Print an nginx.conf that lets through what the server answers in time and turns the rest away at once."""
+    from recpress.serving.limiter import fitting_limit
+    from recpress.serving.proxy import Route, nginx_config
+
+    sized = "The limit was given."
+    if limit is None:
+        if batch is None or batch_ms is None:
+            raise ServerError(
+                "no limit: give --batch and --batch-ms, which recpress bench overload measures, or --limit"
+            )
+        limit = fitting_limit(batch=batch, batch_s=batch_ms / 1e3, deadline_s=deadline_ms / 1e3, instances=instances)
+        sized = (
+            f"Sized for batches of {batch} requests in {batch_ms:g} ms, {instances} at once, within {deadline_ms:g} ms."
+        )
+    routes = {"http": Route(http, server_http), "grpc": Route(grpc, server_grpc)}
+    typer.echo(nginx_config(limit=limit, deadline_s=deadline_ms / 1e3, sized=sized, **routes), nl=False)
+
+
 def _key_path(given: Path | None) -> Path | None:
     named = os.environ.get(KEY_VARIABLE)
     return given or (Path(named) if named else None)

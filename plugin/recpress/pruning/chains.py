@@ -65,10 +65,10 @@ def find(model: nn.Module) -> list[Chain]:
 
 def select(chain: Chain, units: Tensor) -> None:
     """Let the units of ``chain`` be those at ``units``, int64, in that order; in place, masks included."""
-    chain.first.weight = _select(chain.first.weight, 0, units)
+    chain.first.weight = selected(chain.first.weight, 0, units)
     if chain.first.bias is not None:
-        chain.first.bias = _select(chain.first.bias, 0, units)
-    chain.last.weight = _select(chain.last.weight, 1, units)
+        chain.first.bias = selected(chain.first.bias, 0, units)
+    chain.last.weight = selected(chain.last.weight, 1, units)
     chain.first.out_features = chain.last.in_features = len(units)
 
 
@@ -93,7 +93,8 @@ def _elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op in ("call_function", "call_method") and node.target in known
 
 
-def _select(parameter: nn.Parameter, dim: int, places: Tensor) -> nn.Parameter:
+def selected(parameter: nn.Parameter, dim: int, places: Tensor) -> nn.Parameter:
+    """A parameter of those ``places``, int64, of ``parameter`` along ``dim``, with their mask."""
     places = places.to(parameter.device)
     new = nn.Parameter(parameter.detach().index_select(dim, places), parameter.requires_grad)
     if isinstance(parameter, masks.MaskedParameter):

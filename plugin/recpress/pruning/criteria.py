@@ -14,10 +14,12 @@ b's loss, and mean_b the mean over batches::
 SparseGPT's (sparsegpt.py) depend on what was taken before. Where scores are equal the smaller weight goes first.
 """
 
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from recpress.errors import PruningError
 from recpress.pruning.targets import Target
@@ -103,39 +105,58 @@ def _check_loss(value: Tensor, count: int) -> None:
 
 
 class Accumulator:
-    """Gradient scores of weights, gathered while the user's own loop trains: hooks on the weights see each backward.
+    """Gradient scores of weights, gathered in the user's own training: at each step of a ``torch.optim`` optimiser.
 
-    ``kind`` is gradient, taylor or movement. Weights that a mask holds at zero gather no taylor and no movement.
+    What the optimiser is about to use is what counts: of DistributedDataParallel the mean over processes, the same on
+    all of them; of a batch in parts their sum; of mixed precision the unscaled gradient. ``kind`` is gradient, taylor
+    or movement. Weights that a mask holds at zero gather no taylor and no movement.
     """
 
     def __init__(self, kind: str, targets: Iterable[Target]) -> None:
-        self.kind = kind
-        self.sums = {target.name: torch.zeros_like(target.weight, dtype=torch.float32) for target in targets}
-        self._weights = {target.name: target.weight for target in targets}
-        self._handles = [target.weight.register_hook(self._hook(target.name)) for target in targets]
+        self.kind, self.steps = kind, 0
+        weights = {id(target.weight): target for target in targets}
+        self.sums = {t.name: torch.zeros_like(t.weight, dtype=torch.float32) for t in weights.values()}
+        self._targets = weights
+        itself = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
+            if (alive := itself()) is not None:
+                alive._add(optimizer)
+
+        self._handle = register_optimizer_step_pre_hook(before_step)
+        weakref.finalize(self, self._handle.remove)
 
     def scores(self) -> dict[str, Tensor]:
         """The sums so far.
 
         Raises:
-            PruningError: a weight has had no gradient but zeros.
+            PruningError: no step was seen, or a weight has had no gradient but zeros.
         """
+        if not self.steps:
+            raise PruningError(
+                f"no gradients were computed: {self.kind} is gathered at the steps of a torch.optim optimiser that "
+                "holds these weights, and there was none; call step(step) after optimizer.step()"
+            )
         check_learned(self.sums)
         return self.sums
 
+    def reset(self) -> None:
+        """Begin again, with the steps that come."""
+        self.steps = 0
+        for summed in self.sums.values():
+            summed.zero_()
+
     def close(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Gather no more."""
+        self._handle.remove()
 
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        weight = self._weights[name]
-
-        def saw(gradient: Tensor) -> None:
-            with torch.no_grad():
-                g, w = gradient.float(), weight.detach().float()
-                new = -g * w if self.kind == "movement" else g.abs() * (w.abs() if self.kind == "taylor" else 1)
-                self.sums[name] = self.sums[name].to(new.device) + new
-
-        return saw
+    @torch.no_grad()
+    def _add(self, optimizer: Optimizer) -> None:
+        for weight in (p for group in optimizer.param_groups for p in group["params"]):
+            target = self._targets.get(id(weight))
+            if target is None or weight.grad is None:
+                continue
+            self.steps += 1
+            g, w = weight.grad.float(), weight.float()
+            new = -g * w if self.kind == "movement" else g.abs() * (w.abs() if self.kind == "taylor" else 1)
+            self.sums[target.name] = self.sums[target.name].to(new.device) + new

@@ -8,6 +8,8 @@ whatever momentum or weight decay made of them; values that are copied in, as ``
 
 ``load_state_dict(assign=True)`` puts other parameters in place, without masks: give them by :func:`apply`. What goes
 through none of these, ``parameter.data.add_(...)`` say, is masked at the next step, or by :func:`enforce`.
+
+Under DistributedDataParallel each process holds the masks of its own replica; ranks.py says how they stay the same.
 """
 
 from collections.abc import Mapping
@@ -105,10 +107,15 @@ def finish(model: nn.Module) -> nn.Module:
     """
     for parameter in model.parameters():
         if isinstance(parameter, MaskedParameter):
-            parameter.enforce()
-            del parameter.mask
-            parameter.__class__ = nn.Parameter
+            unmask(parameter)
     return model
+
+
+def unmask(parameter: MaskedParameter) -> None:
+    """As :func:`finish`, of one parameter."""
+    parameter.enforce()
+    del parameter.mask
+    parameter.__class__ = nn.Parameter
 
 
 def _masked(data: Tensor, keep: Tensor, requires_grad: bool) -> MaskedParameter:

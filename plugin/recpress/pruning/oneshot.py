@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from recpress.errors import PruningError, UnsupportedLayerError
-from recpress.pruning import criteria, masks, patterns, permute, targets, units
+from recpress.pruning import criteria, dimensions, heads, masks, patterns, permute, targets, units
 from recpress.pruning.criteria import Loss
 from recpress.pruning.rows import PruneRow
 from recpress.pruning.sparsegpt import sparsegpt
-from recpress.pruning.spec import FROM_INPUTS, PruneSpec
+from recpress.pruning.spec import FROM_INPUTS, STRUCTURED, PruneSpec
 from recpress.pruning.targets import Skip, Target
 from recpress.quantize.capture import Captured, capture
 
@@ -45,11 +45,13 @@ def prune(
 ) -> Pruned:
     """A pruned copy of ``model``, in the mode that it is in, with its masks.
 
+    Under torchrun each process prunes by what it is given: make them the same by recpress.pruning.ranks.share.
+
     Args:
         model: a trained model; it is not changed. What is masked in it stays so.
         spec: a :class:`PruneSpec`, or a pattern such as ``"2:4"`` with its defaults.
-        calibration: for wanda, sparsegpt and activation: inputs as :func:`recpress.compress` takes them, some thousand
-            rows. For gradient and taylor: whatever ``loss`` takes, an item a batch.
+        calibration: for wanda, sparsegpt, activation, dimensions and heads: inputs as :func:`recpress.compress` takes
+            them, some thousand rows. For gradient and taylor: whatever ``loss`` takes, an item a batch.
         loss: for gradient and taylor: ``loss(model, item)``, a scalar; the model is in eval mode.
 
     Raises:
@@ -61,9 +63,10 @@ def prune(
     spec = PruneSpec(pattern=spec) if isinstance(spec, str) else spec
     _check(spec, calibration, loss)
     new = _copied(model)
-    if spec.pattern == "units":
+    if spec.pattern in STRUCTURED:
+        remove = {"units": units.remove, "dimensions": dimensions.remove, "heads": heads.remove}[spec.pattern]
         with evaluating(new):
-            return Pruned(new, tuple(units.remove(new, spec, calibration)))
+            return Pruned(new, tuple(remove(new, spec, calibration)))
     found, skips = find(new, spec)
     before = {target.name: target.weight.numel() for target in found}
     thresholds: dict[str, float] = {}
@@ -183,6 +186,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _check(spec: PruneSpec, calibration: object, loss: Loss | None) -> None:
     if spec.by == "movement":
         raise PruningError("movement is gathered while a model trains; use recpress.Pruner in the training loop")
+    if spec.pattern in ("dimensions", "heads") and calibration is None:
+        raise PruningError(
+            f"{spec.pattern} are followed and proved on inputs; give calibration=[...], some thousand rows"
+        )
     if spec.by in FROM_INPUTS and calibration is None:
         raise PruningError(f"{spec.by} judges by the layers' inputs; give calibration=[...], some thousand rows")
     if spec.by in ("gradient", "taylor") and (calibration is None or loss is None):

@@ -1,7 +1,10 @@
 """What pruning reports of each parameter."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -19,3 +22,13 @@ class PruneRow:
     after: int
     zeros: int
     threshold: float | None = None
+
+
+def accounted(
+    model: nn.Module, before: Mapping[str, int], reasons: Mapping[str, str], otherwise: str
+) -> Iterator[PruneRow]:
+    """A row for each parameter of ``model``, which had ``before`` elements; ``otherwise`` is the reason of others."""
+    for name, parameter in model.named_parameters():
+        after, zeros = parameter.numel(), int((parameter == 0).sum())
+        status = "pruned" if after < before[name] else "kept"
+        yield PruneRow(name, status, reasons.get(name, otherwise), before[name], after, zeros)

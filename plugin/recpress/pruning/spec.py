@@ -14,6 +14,9 @@ from recpress.pruning.patterns import n_m
 
 WEIGHTS = ("magnitude", "gradient", "taylor", "wanda", "sparsegpt", "movement")
 UNITS = ("activation", "weight-norm")
+FOLLOWED = ("ablation", "weight-norm")
+STRUCTURED = {"units": UNITS, "dimensions": FOLLOWED, "heads": FOLLOWED}
+"""Patterns that remove whole parts of layers, with their criteria."""
 FROM_GRADIENTS = ("gradient", "taylor", "movement")
 FROM_INPUTS = ("wanda", "sparsegpt", "activation")
 
@@ -24,18 +27,22 @@ class PruneSpec(BaseModel):
     Attributes:
         pattern: ``"2:4"`` or another "n:m": n of each m inputs in a row stay. ``"unstructured"``: any weights go.
             ``"units"``: whole outputs of hidden layers go, and with them their places in the layers behind, so that
-            shapes shrink.
+            shapes shrink. ``"dimensions"``: columns of embedding tables go, and all that consumes them
+            (dimensions.py). ``"heads"``: whole heads of attention (heads.py).
         criterion: the scores of criteria.py: magnitude, gradient, taylor, wanda, sparsegpt or movement for weights,
-            activation or weight-norm for units. None: magnitude and activation. SparseGPT also updates the weights that
+            activation or weight-norm for units, ablation or weight-norm for dimensions and heads. None: the first of
+            each. SparseGPT also updates the weights that
             stay; movement is gathered in training and is for :class:`recpress.Pruner` alone.
         sparsity: share of the weights or units that goes, over 0 and under 1; n:m says it itself, and to
             :class:`recpress.Pruner` its schedule does.
         threshold: instead of ``sparsity``, for unstructured magnitude: what is no more than it goes. "median", for
             unstructured gradient: the median of each layer's; where that is 0, since units are dead, half of the
             weights go all the same, by rank, and equal scores by magnitude.
-        ranking: for unstructured weights and units: what is compared, the weights of a ``"layer"``, those of a
-            ``"row"`` of it (an output; as Wanda's paper has it), or all, ``"global"``.
-        keep: patterns over layers' names (``*``, ``?``, ``[...]``) that stay dense.
+        ranking: for unstructured weights and whole parts: what is compared, the weights of a ``"layer"`` (dimensions:
+            of tables that lose the same ones), those of a ``"row"`` of it (an output; as Wanda's paper has it), or
+            all, ``"global"``.
+        keep: patterns over layers' names (``*``, ``?``, ``[...]``) that stay dense; tables' for dimensions, and
+            attentions' for heads.
         permute: for n:m: look for an order of hidden units in which more of the scores stays, and put it into the
             layers on either side (permute.py); the model is the same but for the order of its sums.
     """
@@ -67,13 +74,14 @@ class PruneSpec(BaseModel):
     @property
     def by(self) -> str:
         """The criterion, with its default."""
-        return self.criterion or ("activation" if self.pattern == "units" else "magnitude")
+        return self.criterion or STRUCTURED.get(self.pattern, WEIGHTS)[0]
 
     def _problem(self) -> str:
         """What keeps this from being something to do; empty where nothing does."""
-        if self.pattern not in ("unstructured", "units") and self.n_m is None:
-            return f"pattern is {self.pattern!r}; allowed are 'unstructured', 'units' and n:m such as '2:4'"
-        allowed = UNITS if self.pattern == "units" else WEIGHTS
+        if self.pattern not in ("unstructured", *STRUCTURED) and self.n_m is None:
+            names = ", ".join(map(repr, ("unstructured", *STRUCTURED)))
+            return f"pattern is {self.pattern!r}; allowed are {names} and n:m such as '2:4'"
+        allowed = STRUCTURED.get(self.pattern, WEIGHTS)
         if self.by not in allowed:
             return (
                 f"criterion {self.by!r} does not fit pattern {self.pattern!r}; allowed there are {', '.join(allowed)}"
@@ -98,8 +106,8 @@ class PruneSpec(BaseModel):
     def _threshold_problem(self) -> str:
         if self.threshold is None:
             return ""
-        if self.pattern == "units":
-            return "units go by sparsity, not by a threshold"
+        if self.pattern in STRUCTURED:
+            return f"{self.pattern} go by sparsity, not by a threshold"
         if self.by != ("gradient" if self.threshold == "median" else "magnitude"):
             return f"threshold {self.threshold!r} does not fit {self.by}; magnitude takes a number, gradient 'median'"
         if self.threshold != "median" and not 0 <= self.threshold < float("inf"):
@@ -109,6 +117,6 @@ class PruneSpec(BaseModel):
     def _ranking_problem(self) -> str:
         if self.by == "sparsegpt" and self.ranking != "layer":
             return "sparsegpt decides a block of inputs at a time; leave ranking out"
-        if self.pattern == "units" and self.ranking == "row":
-            return "units have no rows; allowed are 'layer' and 'global'"
+        if self.pattern in STRUCTURED and self.ranking == "row":
+            return f"{self.pattern} have no rows; allowed are 'layer' and 'global'"
         return ""

@@ -8,7 +8,7 @@ from recpress import __version__
 from recpress.artifact.manifest import Manifest
 from recpress.demo import Result
 from recpress.report.demo_table import rows
-from recpress.report.tables import human_bytes, what_was_done
+from recpress.report.tables import human_bytes, training_lines, what_was_done
 
 _INK, _BEFORE, _AFTER = "#1f2430", "#9aa5b8", "#0b7a75"
 
@@ -25,6 +25,7 @@ def write_page(path: Path, manifest: Manifest, result: Result) -> None:
         parameters=sum(layer.parameters for layer in manifest.layers),
         human_bytes=human_bytes,
         what_was_done=what_was_done,
+        training_lines=training_lines,
         manifest=manifest,
         result=result,
         plot=plot(manifest, result),

@@ -6,11 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from recpress.artifact.export import training_note
 from recpress.artifact.golden import Verdict
-from recpress.artifact.manifest import Layer, Manifest
+from recpress.artifact.manifest import Layer, Manifest, PrunedParameter, TrainingNote
 from recpress.pipeline import Report
+from recpress.pruning.rows import PruneRow
 from recpress.rewrite import Row
-from recpress.training import Run, Training
+from recpress.training import Training
 from recpress_kernels.int8_mlp.choice import Choice
 
 
@@ -27,6 +29,8 @@ def print_report(report: Report) -> None:
     """Each module with what became of it, the totals, and the quality before and after."""
     console = Console()
     console.print(layers_table(report.rows))
+    if report.pruning:
+        console.print(pruning_table(report.pruning))
     console.print(
         f"recipe {report.recipe.name}: {report.parameters:,} parameters, {human_bytes(report.bytes_before)} to "
         f"{human_bytes(report.bytes_after)} ({report.bytes_after / max(report.bytes_before, 1):.1%})"
@@ -39,24 +43,27 @@ def print_report(report: Report) -> None:
             console.print(line)
 
 
-def training_lines(training: Training) -> list[str]:
-    """How a model was trained, what post-training quantisation alone gave, and what training does by itself."""
+def training_lines(training: Training | TrainingNote) -> list[str]:
+    """How a model was trained, what compression without training gave, and what training does by itself."""
+    note = training if isinstance(training, TrainingNote) else training_note(training)
 
-    def told(run: Run, quality: dict[str, float]) -> str:
-        metrics = "".join(f", {name} {value:.5f}" for name, value in quality.items())
-        return f"validation loss {run.epochs[0].valid_loss:.6f} to {run.best.valid_loss:.6f}{metrics}"
+    def told(losses: tuple[float, float], quality: dict[str, float]) -> str:
+        return f"validation loss {losses[0]:.6f} to {losses[1]:.6f}{_metrics(quality)}"
 
-    run, before = training.run, "".join(f", {n} {v:.5f}" for n, v in training.quality_post_training.items())
+    teacher = {"": "", "original": " to the original", "given": " to a teacher that was given"}[note.teacher]
     lines = [
-        f"trained by {training.objective}, {len(run.epochs) - 1} passes, left at pass {run.best.number}: "
-        f"{told(run, {})}; before training{before or ', no quality was asked for'}"
+        f"trained by {note.objective}{teacher}, {note.steps} steps in {note.passes} passes, left at pass "
+        f"{note.best_pass}: {told(note.valid_loss, {})}; before training"
+        f"{_metrics(note.quality_post_training) or ', no quality was asked for'}"
     ]
-    if training.control is None:
+    if note.control_valid_loss is None:
         return [*lines, "control: turned off, so that what training does without compression is not known"]
-    return [
-        *lines,
-        f"control, trained the same way without compression: {told(training.control, training.quality_control)}",
-    ]
+    control = told(note.control_valid_loss, note.quality_control)
+    return [*lines, f"control, trained the same way without compression: {control}"]
+
+
+def _metrics(quality: dict[str, float]) -> str:
+    return "".join(f", {name} {value:.5f}" for name, value in quality.items())
 
 
 def layers_table(rows: Iterable[Row | Layer]) -> Table:
@@ -76,6 +83,19 @@ def layers_table(rows: Iterable[Row | Layer]) -> Table:
     return table
 
 
+def pruning_table(rows: Iterable[PruneRow | PrunedParameter]) -> Table:
+    """One line a parameter, and their sum."""
+    rows = list(rows)
+    table = Table("parameter", "before", "after", "of these zero", "threshold", "what was done, or why not")
+    for row in rows:
+        threshold = "" if row.threshold is None else f"{row.threshold:.3g}"
+        reason = row.reason if row.status == "pruned" else f"kept: {row.reason}"
+        table.add_row(row.name, f"{row.before:,}", f"{row.after:,}", f"{row.zeros:,}", threshold, reason)
+    before, after, zeros = (sum(getattr(row, of) for row in rows) for of in ("before", "after", "zeros"))
+    table.add_row("all", f"{before:,}", f"{after:,}", f"{zeros:,}", "", f"{1 - (after - zeros) / before:.1%} is gone")
+    return table
+
+
 def what_was_done(row: Row | Layer) -> str:
     """The scheme of a module, or why it has none; of a table also the rows that went and what answers for others."""
     parts = [row.scheme if row.status == "compressed" else f"{row.status}: {row.reason}"]
@@ -84,6 +104,8 @@ def what_was_done(row: Row | Layer) -> str:
         parts.append(f"{row.rows_dropped:,} rows dropped, which answer {answer}; bytes with the map from ids to rows")
     elif row.status == "compressed" and "not pruned" in row.reason:
         parts.append(row.reason)
+    if row.pruned:
+        parts.append(row.pruned)
     if row.oov_row is not None:
         parts.append(f"ids out of vocabulary: row {row.oov_row}")
     return "; ".join(parts)
@@ -109,6 +131,9 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict |
         f"{human_bytes(manifest.bytes_after)}; {golden.rows} golden rows, {golden.atol:.3g} allowed, "
         f"{golden.outlier_atol:.3g} in one of eight{seen}"
     )
+    if manifest.training is not None:
+        for line in training_lines(manifest.training):
+            console.print(line)
 
 
 def print_choices(choices: Iterable[Choice]) -> None:

@@ -78,9 +78,8 @@ class Exporter:
     ) -> None:
         unknown = set(models or ()) - set(there := models_of(repository))
         if unknown:
-            raise RepositoryError(
-                f"{repository} holds no model {', '.join(sorted(unknown))}; it holds {', '.join(there)}"
-            )
+            absent = ", ".join(sorted(unknown))
+            raise RepositoryError(f"{repository} holds no model {absent}; it holds {', '.join(there)}")
         self.repository, self.connect, self.models, self.report = repository, connect, models, report
         self.registry = CollectorRegistry()
         self.latest = Round()

@@ -162,7 +162,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _wait_until_ready(self) -> None:
@@ -220,10 +220,14 @@ class Server:
             if process is not None:
                 _terminate(process, timeout_s)
         finally:
-            for path in _SHARED_MEMORY.glob(self._prefix + "*"):
+            for path in self.shared_memory():
                 path.unlink(missing_ok=True)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+    def shared_memory(self) -> list[Path]:
+        """This server's files in shared memory: one a stub while it runs, none once it is stopped."""
+        return list(_SHARED_MEMORY.glob(self._prefix + "*"))
 
     def url(self, protocol: str = "http") -> str:
         """``host:port`` for a client of ``"http"``, ``"grpc"`` or ``"metrics"``."""
@@ -301,7 +305,7 @@ def _reserve(host: str, wanted: Ports) -> Ports:
     return Ports(*ports)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     # Between fork and exec: if this process is killed outright, the kernel stops the server.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -6,7 +6,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from recpress.artifact.manifest import MANIFEST
@@ -16,8 +15,7 @@ from recpress.serving.config import options_of, read_config, served_versions
 from recpress.serving.control import Control
 from recpress.serving.probe import prove
 from recpress.serving.server import Server
-
-_STUB = "triton_python_backend_stub"
+from recpress.serving.stubs import stubs_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Supervisor:
         if code is not None:
             self._restart(f"the server ended ({_ending(code)})")
             return
-        stubs = _stubs_of(self.server.process.pid)
+        stubs = Counter(stubs_of(self.server.process.pid).values())
         due = time.monotonic() - self._probed_at >= self.limits.probe_s
         if stubs == self._stubs and not due:
             return
@@ -180,20 +178,3 @@ def _executions(control: Control, model: str, version: int) -> int:
 
 def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _stubs_of(server: int) -> Counter[tuple[str, int]]:
-    """How many stubs of the process ``server`` are alive, by model and version."""
-    found: Counter[tuple[str, int]] = Counter()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
-            if int(parent) != server or state in "ZX":
-                continue
-            program, model_file, *_ = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (OSError, ValueError):
-            continue
-        if Path(program).name == _STUB:
-            version = Path(model_file).parent
-            found[version.parent.name, int(version.name)] += 1
-    return found

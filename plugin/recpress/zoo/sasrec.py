@@ -44,7 +44,7 @@ class SASRec(nn.Module):
         if dim % heads:
             raise ValueError(f"heads must divide dim, and {heads} does not divide {dim}")
         check_dropout(dropout)
-        self.length = length
+        self.length, self.scale = length, dim**0.5
         self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.positions = nn.Embedding(length, dim)
         self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
@@ -73,7 +73,7 @@ class SASRec(nn.Module):
         itself = torch.eye(width, dtype=torch.bool, device=history.device)
         mask = ((there[:, None, :] & causal) | itself).unsqueeze(1)
         places = torch.arange(self.length - width, self.length, device=history.device)
-        x = self.items(history) * self.items.embedding_dim**0.5 + self.positions(places)
+        x = self.items(history) * self.scale + self.positions(places)
         x = self.dropout(x) * there.unsqueeze(2)
         for block in self.blocks:
             x = block(x, mask)
@@ -96,7 +96,7 @@ class _Block(nn.Module):
         normed = self.attention_norm(x)
         heads = (self._split(layer(given)) for layer, given in ((self.query, normed), (self.key, x), (self.value, x)))
         seen = scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0)
-        x = normed + self.out(seen.transpose(1, 2).reshape(x.shape))
+        x = normed + self.out(seen.transpose(1, 2).flatten(2))
         normed = self.feed_norm(x)
         return normed + self.dropout(self.feed(normed))
 

@@ -26,9 +26,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A pass after which the model was judged: its number from 1, mean loss, HR@10 and NDCG@10."""
+    """A pass after which the model was judged: its number from 1, the optimiser's steps up to its end, mean loss,
+    HR@10 and NDCG@10."""
 
     number: int
+    steps: int
     loss: float
     hit: float
     ndcg: float
@@ -113,7 +115,8 @@ def train(
             if number % judge_every and number != epochs:
                 continue
             found = ranked(model, valid)
-            done.append(Epoch(number, loss, float(found.hit.mean()), float(found.ndcg.mean())))
+            steps = number * -(-len(inputs) // batch_size)
+            done.append(Epoch(number, steps, loss, float(found.hit.mean()), float(found.ndcg.mean())))
             if best is None or done[-1].ndcg > best.ndcg:
                 best, best_state = done[-1], copy.deepcopy(model.state_dict())
             if on_epoch:

@@ -29,10 +29,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """The passes made, and which of them the model was left at."""
+    """The passes made, which of them the model was left at, and the optimiser's ``steps`` in all."""
 
     epochs: tuple[Epoch, ...]
     best: Epoch
+    steps: int
     seconds: float
 
 
@@ -92,7 +93,7 @@ def train(
                 on_epoch(len(done), epochs, f"validation AUC {found['auc']:.4f}")
     model.load_state_dict(best_state)
     model.eval()
-    return History(tuple(done), best, time.perf_counter() - started)
+    return History(tuple(done), best, len(done) * len(batches), time.perf_counter() - started)
 
 
 def _one_pass(model: nn.Module, rows: Rows, optimizer: torch.optim.Optimizer, batches: Sequence[torch.Tensor]) -> float:

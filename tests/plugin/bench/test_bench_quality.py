@@ -10,8 +10,8 @@ import torch
 
 from recpress.bench import quality
 from recpress.bench.clicks import Clicks
-from recpress.bench.promises import Compared, promises
-from recpress.bench.variants import VARIANTS, Variant, least_bytes, variant
+from recpress.bench.promises import INT4, INT8, Compared, promises
+from recpress.bench.variants import VARIANTS, Made, Variant, least_bytes, variant
 from recpress.data.movielens import MovieLens, Rows
 from recpress.errors import DataError, RecipeError
 from recpress.layers import Int8Linear
@@ -49,16 +49,18 @@ def rows(tmp_path_factory):
     options = {"seeds": [0, 1], "variants": variants, "folder": folder, "models": ["dlrm", "two-tower"]}
     found = list(quality.run([clicks()], **options, say=said.append))
     again = list(quality.run([clicks()], **options | {"variants": {}}, say=said.append))
-    assert not again and all("read; original: AUC" in line for line in said[4:]) and len(said) == 8
+    assert (
+        not again and all("read, " in line and "steps; original: AUC" in line for line in said[4:]) and len(said) == 8
+    )
     return found
 
 
-def _ruin(model, rows):
+def _ruin(model, *_):
     """An int8 model whose last layer has lost the sign of its weights."""
     compressed = compress(model, "int8")
     last = [m for m in compressed.model.modules() if isinstance(m, Int8Linear)][-1]
     last.weight.abs_()
-    return compressed
+    return Made(compressed.model, compressed.report)
 
 
 def test_each_variant_of_each_model_and_seed_is_a_row(rows):
@@ -112,7 +114,8 @@ def paired(ratio):
     ],
 )
 def test_promises(metrics, levels, size, int4, broken):
-    found = promises(Compared(metrics, levels), bytes_ratio=size, int4=int4)
+    bounds = INT4 if int4 else INT8
+    found = promises(Compared(metrics, levels), bounds, bytes_ratio=size, over_least=9.0, gone=0.0, steps=1.0)
     assert {promise.name for promise in found if not promise.kept} == broken
     assert {promise.name for promise in found} == {*metrics, *levels, "bytes"}
 
@@ -140,7 +143,7 @@ def test_weights_of_7_bits():
     study = clicks()
     torch.manual_seed(0)
     model = DLRM(num_dense=3, table_rows=(30, 20), dim=8)
-    made = variant("int8-7bit").apply(model, study)
+    made = variant("int8-7bit").apply(model, study, 0, {})
     layers = [m for m in made.model.modules() if isinstance(m, Int8Linear)]
     assert len(layers) == 6 and all(m.weight.abs().amax() == 63 for m in layers)
     with torch.no_grad():

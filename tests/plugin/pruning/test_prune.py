@@ -101,7 +101,10 @@ def test_nothing_is_learned_from_gradients_that_are_none_or_zero():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"pattern": "2 of 4"}, "pattern is '2 of 4'; allowed are 'unstructured', 'units' and n:m"),
+        (
+            {"pattern": "2 of 4"},
+            "pattern is '2 of 4'; allowed are .*'dimensions', 'heads' and n:m",
+        ),
         ({"pattern": "2:4", "sparsity": 0.5}, "says how much goes; leave sparsity out"),
         ({"pattern": "2:4", "ranking": "global"}, "ranking 'global' has no meaning in groups"),
         ({"pattern": "unstructured", "sparsity": 1.0}, "sparsity is 1.0; give a share over 0 and under 1"),

@@ -16,10 +16,10 @@ import recpress
 from recpress.artifact.load import read_golden
 from recpress.artifact.manifest import read_manifest
 from recpress.errors import ServerError
-from recpress.serving import supervisor as module
 from recpress.serving.client import Client
 from recpress.serving.control import find_server
 from recpress.serving.server import Server
+from recpress.serving.stubs import stubs_of
 from recpress.serving.supervisor import Limits, Supervisor
 
 pytestmark = pytest.mark.server
@@ -64,16 +64,7 @@ class Watched:
 
     def stubs(self):
         """Processes of the stubs that are alive."""
-        parent = str(self.server.process.pid)
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[1] == parent and fields[0] not in "ZX":
-                found.append(int(path.parent.name))
-        return found
+        return list(stubs_of(self.server.process.pid))
 
     def wait_for(self, text, seconds=60):
         """The time of the first report with ``text``."""
@@ -171,9 +162,8 @@ def test_stubs_and_servers_that_are_killed_come_back(artifact, tmp_path):
             client.join(70)
         assert not lost and sum(answered) > before and server.ports == ports
         assert watched.error is None
-        prefix = server._prefix
-        assert list(Path("/dev/shm").glob(prefix + "*"))
-    assert not list(Path("/dev/shm").glob(prefix + "*")), "what the killed server left is swept"
+        assert server.shared_memory()
+    assert not server.shared_memory(), "what the killed server left is swept"
 
 
 def test_a_crash_loop_ends_with_an_error(artifact, tmp_path, monkeypatch):
@@ -187,7 +177,7 @@ def test_a_crash_loop_ends_with_an_error(artifact, tmp_path, monkeypatch):
         assert "golden.safetensors is missing" in str(watched.error)
         assert "starts within 120 s: 1, which is the limit" in str(watched.error)
         assert [text for _, text in watched.reports if "starting it again (1 of 1)" in text]
-    assert not list(Path("/dev/shm").glob(watched.server._prefix + "*"))
+    assert not watched.server.shared_memory()
 
 
 def test_the_command_supervises(artifact, tmp_path):
@@ -211,5 +201,5 @@ def test_the_command_supervises(artifact, tmp_path):
 
 def test_a_stub_is_counted_by_model_and_version(server):
     """On a server that nothing is done to: one stub, and none of a process that has none."""
-    assert module._stubs_of(server.process.pid)["small", 1] == 1
-    assert not module._stubs_of(os.getpid())
+    assert list(stubs_of(server.process.pid).values()) == [("small", 1)]
+    assert not stubs_of(os.getpid())

@@ -1,0 +1,167 @@
+"""A load test as a file of JSON, from which tables, plots and the report are made."""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recpress.errors import LoadTestError
+from recpress.loadtest.result import Step
+from recpress.loadtest.run import LoadTest
+
+PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class SavedStep(_Frozen):
+    """A :class:`recpress.loadtest.result.Step`.
+
+    Attributes:
+        percentiles: seconds by percent, of :data:`PERCENTS`; None for what was never answered.
+        spectrum: the same as :meth:`Step.spectrum` has it.
+    """
+
+    rate: float | None
+    clients: int | None
+    seconds: float
+    requests: int
+    outcomes: dict[str, int]
+    errors: dict[str, str]
+    throughput: float | None
+    deadline_s: float | None
+    goodput: float | None
+    percentiles: dict[str, float | None]
+    spectrum: tuple[tuple[float, float | None], ...]
+    sent_late_p99_s: float | None
+    client_s: float
+    broken_off: str | None
+
+    @property
+    def load(self) -> str:
+        return f"{self.clients} clients" if self.rate is None else f"{self.rate:g}/s"
+
+    def percentile(self, percent: float) -> float | None:
+        """One of :data:`PERCENTS`."""
+        return self.percentiles[f"{percent:g}"]
+
+
+class SavedScores(_Frozen):
+    """How the scores of all answers compare with the expected ones; see :class:`recpress.artifact.golden.Verdict`."""
+
+    rows: int
+    worst: float | None
+    beyond: int
+    ok: bool
+
+
+class Saved(_Frozen):
+    """The whole file; see :class:`recpress.loadtest.run.LoadTest`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    version: str
+    server: str
+    protocol: Literal["grpc", "http"]
+    started: str
+    batch: int
+    rows: str
+    objective_p99_s: float | None
+    steps: tuple[SavedStep, ...]
+    scores: SavedScores
+    problems: tuple[str, ...]
+
+
+def saved(test: LoadTest) -> Saved:
+    """The form of ``test`` that is written."""
+    scores, where = test.scores, test.endpoint
+    return Saved(
+        model=where.model,
+        version=where.version,
+        server=where.url,
+        protocol=where.protocol,
+        started=test.started,
+        batch=test.batch,
+        rows=test.rows,
+        objective_p99_s=test.objective_s,
+        steps=tuple(_step(step) for step in test.steps),
+        scores=SavedScores(rows=scores.rows, worst=_finite(scores.worst), beyond=scores.beyond, ok=scores.ok),
+        problems=tuple(test.problems),
+    )
+
+
+def _step(step: Step) -> SavedStep:
+    late = float(step.behind[max(0, math.ceil(0.99 * len(step.behind)) - 1)]) if len(step.behind) else None
+    return SavedStep(
+        rate=step.load.rate,
+        clients=step.load.clients,
+        seconds=step.seconds,
+        requests=step.requests,
+        outcomes={outcome.label: count for outcome, count in step.counts.items()},
+        errors={outcome.label: text for outcome, text in step.first_error.items()},
+        throughput=_finite(step.throughput),
+        deadline_s=step.load.deadline_s,
+        goodput=None if step.goodput is None else _finite(step.goodput),
+        percentiles={f"{percent:g}": _finite(step.percentile(percent)) for percent in PERCENTS},
+        spectrum=tuple((percent, _finite(seconds)) for percent, seconds in step.spectrum()),
+        sent_late_p99_s=late,
+        client_s=step.client_s,
+        broken_off=step.broken_off,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read(path: str | Path) -> Saved:
+    """Read a test that was written.
+
+    Raises:
+        LoadTestError: there is none, or it is not as it should be.
+    """
+    try:
+        return Saved.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise LoadTestError(f"{path} cannot be read ({error.strerror}); give what --json wrote") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LoadTestError(f"{path}, at {where or 'the top'}: {first['msg']}; run the load test again") from None
+    except ValueError as error:
+        raise LoadTestError(f"{path} is not JSON ({error}); give what --json wrote") from None
+
+
+def write(path: Path, test: Saved) -> None:
+    """Write ``test`` to ``path``."""
+    replace(path, test.model_dump_json(indent=1) + "\n")
+
+
+def require_writable(path: Path) -> None:
+    """Find out before a test that could not be kept.
+
+    Raises:
+        LoadTestError: ``path`` is a folder, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise LoadTestError(f"{path} is a folder; give the name of a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise LoadTestError(f"{path} cannot be written ({error.strerror}); give a file in a folder of yours") from None
+
+
+def replace(path: Path, text: str) -> None:
+    """Write beside ``path``, then rename, so that nobody reads half of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).chmod(0o644)
+    Path(name).replace(path)
