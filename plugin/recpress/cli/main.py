@@ -142,6 +142,7 @@ for verb in (
     serving.proxy,
     loadtest.loadtest,
     monitoring.exporter,
+    monitoring.dashboard,
 ):
     app.command()(verb)
 

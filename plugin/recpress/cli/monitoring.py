@@ -1,4 +1,4 @@
-"""The verbs that watch a running server: exporter."""
+"""The verbs that watch a running server: exporter and dashboard."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from recpress.cli.serving import Repository
-from recpress.errors import ProbeError
+from recpress.errors import DashboardError, ProbeError
 
 
 def exporter(
@@ -44,3 +44,22 @@ def exporter(
     failed = [f"{p.model}, version {p.version} ({p.reason})" for p in found.probes if p.reason]
     if failed or found.problem:
         raise ProbeError(f"the round fails: {'; '.join([*failed, found.problem]).strip('; ')}")
+
+
+def dashboard(
+    output: Annotated[Path, typer.Option(help="The picture, a PNG.")],
+    prometheus: Annotated[str, typer.Option(help="Its address.")] = "http://127.0.0.1:9090",
+    board: Annotated[str, typer.Option(help="operators or owners.")] = "operators",
+    model: Annotated[str, typer.Option(help="A regular expression.")] = ".*",
+    version: Annotated[str, typer.Option(help="A regular expression.")] = ".*",
+    minutes: Annotated[float, typer.Option(help="How far back.", min=0.1)] = 60.0,
+) -> None:
+    """Draw a dashboard from a running Prometheus, for whoever has no Grafana."""
+    from recpress.dashboards.panels import BOARDS
+    from recpress.dashboards.picture import draw
+
+    boards = {one.uid.removeprefix("recpress-"): one for one in BOARDS}
+    if board not in boards:
+        raise DashboardError(f"no dashboard {board!r}; there are {', '.join(boards)}")
+    empty = draw(boards[board], prometheus, output, model=model, version=version, minutes=minutes)
+    typer.echo(f"{output}: {len(boards[board].panels) - empty} of {len(boards[board].panels)} panels have data")

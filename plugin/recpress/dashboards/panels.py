@@ -171,7 +171,8 @@ OWNERS = Board(
             "Golden rows, deviation by its limit",
             "percentunit",
             (
-                f"max by (model, version) (recpress_golden_deviation{{{MV}}} / recpress_golden_deviation_limit{{{MV}}})",
+                f"max by (model, version) (recpress_golden_deviation{{{MV}}} "
+                f"/ recpress_golden_deviation_limit{{{MV}}})",
                 f"at load {_V}",
             ),
             (f"recpress_probe_golden_deviation{{{MV}}} / recpress_probe_golden_deviation_limit{{{MV}}}", f"now {_V}"),
