@@ -9,6 +9,7 @@ from recpress_kernels.errors import IndexBoundsError, KernelInputError, Recpress
 __all__ = [
     "ArtifactError",
     "CalibrationError",
+    "DashboardError",
     "DataError",
     "ExportError",
     "IndexBoundsError",
@@ -98,6 +99,10 @@ class ProbeError(RecpressError):
 
 class LoadTestError(RecpressError):
     """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
+
+
+class DashboardError(RecpressError):
+    """A dashboard cannot be drawn: Prometheus does not answer or has no data, or the picture cannot be written."""
 
 
 class DataError(RecpressError):

@@ -6,7 +6,7 @@ This is what runs inside the server; it imports nothing that trains or compresse
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class LoadedModel:
         device: where it runs.
         kernels: what runs its int8 layers, and why not something faster.
         choices: for each 2:4 layer on a CPU, the form that it runs in, and the figures that decided it.
+        verdict: how its golden rows scored when it was loaded.
     """
 
     module: torch.nn.Module
@@ -43,6 +44,7 @@ class LoadedModel:
     device: torch.device
     kernels: str
     choices: tuple[Choice, ...] = ()
+    verdict: golden.Verdict | None = None
 
     def score(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest, bags as :mod:`ragged` says.
@@ -102,8 +104,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
     # The new module holds the tensors that its graph reads now, no others.
     module = torch.fx.GraphModule(module, module.graph)
     model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))
-    check_golden(model, folder)
-    return model
+    return replace(model, verdict=check_golden(model, folder))
 
 
 def _lower_to_gpu(module: torch.fx.GraphModule, device: str | torch.device) -> tuple[str, list[Choice]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import canary, loadtest, report, retention, serving
+from recpress.cli import canary, loadtest, monitoring, report, retention, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -144,6 +144,8 @@ VERBS = (
     retention.prune_versions,
     loadtest.loadtest,
     report.report,
+    monitoring.exporter,
+    monitoring.dashboard,
 )
 for verb in VERBS:
     app.command()(verb)
@@ -161,6 +163,7 @@ class Benchmark(str, Enum):
     quantize = "quantize"
     ptq = "ptq"
     quality = "quality"
+    metrics = "metrics"
     overhead = "overhead"
     loadtest = "loadtest"
     overload = "overload"

@@ -1,4 +1,7 @@
-"""Read the server's Prometheus metrics, and quantiles from its histograms."""
+"""Read the server's Prometheus metrics, and quantiles from its histograms.
+
+The backend hands on what it counts every half second, so a reading is that late.
+"""
 
 import math
 import urllib.error
@@ -62,12 +65,11 @@ def fetch_text(address: str, timeout_s: float = 5.0) -> str:
         ) from None
 
 
-def read_histogram(text: str, name: str, labels: Mapping[str, str]) -> Histogram:
-    """The histogram ``name`` in ``text``, added up over all series that carry ``labels``.
+def read_values(text: str, name: str, labels: Mapping[str, str]) -> list[tuple[dict[str, str], float]]:
+    """The samples ``name`` in ``text`` that carry ``labels``: all their labels, and the value.
 
     Raises:
         MissingDependencyError: prometheus-client is not installed.
-        ServerError: there is no such histogram.
     """
     try:
         from prometheus_client.parser import text_string_to_metric_families
@@ -75,21 +77,28 @@ def read_histogram(text: str, name: str, labels: Mapping[str, str]) -> Histogram
         raise MissingDependencyError(
             f"reading metrics needs prometheus-client ({error}); install it with: pip install 'recpress[serve]'"
         ) from None
+    return [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+
+
+def read_histogram(text: str, name: str, labels: Mapping[str, str]) -> Histogram:
+    """The histogram ``name`` in ``text``, added up over all series that carry ``labels``.
+
+    Raises:
+        MissingDependencyError: prometheus-client is not installed.
+        ServerError: there is no such histogram.
+    """
     buckets: dict[float, float] = {}
-    total = 0.0
-    for family in text_string_to_metric_families(text):
-        if family.name != name:
-            continue
-        for sample in family.samples:
-            if any(sample.labels.get(key) != value for key, value in labels.items()):
-                continue
-            if sample.name == f"{name}_bucket":
-                bound = float(sample.labels["le"])
-                buckets[bound] = buckets.get(bound, 0.0) + sample.value
-            elif sample.name == f"{name}_sum":
-                total += sample.value
+    for found, value in read_values(text, f"{name}_bucket", labels):
+        bound = float(found["le"])
+        buckets[bound] = buckets.get(bound, 0.0) + value
     if not buckets:
         wanted = ", ".join(f'{key}="{value}"' for key, value in labels.items())
         raise ServerError(f"the metrics hold no histogram {name}{{{wanted}}}; is the model served by backend recpress?")
+    total = sum(value for _, value in read_values(text, f"{name}_sum", labels))
     bounds = tuple(sorted(buckets))
     return Histogram(bounds, tuple(buckets[bound] for bound in bounds), total)

@@ -1,6 +1,7 @@
 """Prove a running server: send it an artifact's golden rows and compare its scores with the stored ones."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from recpress.artifact import golden
 from recpress.artifact.load import read_golden
-from recpress.artifact.manifest import read_manifest
+from recpress.artifact.manifest import Golden, Manifest, read_manifest
 from recpress.artifact.ragged import wire_rows
 from recpress.errors import ProbeError, RecpressError, RepositoryError
 from recpress.serving.client import Client
@@ -60,9 +61,8 @@ def prove(client: Client, version: Path, *, named: bool = True) -> golden.Verdic
     Raises:
         ProbeError, RequestError, ServerError: as :func:`replay_golden`.
     """
-    options = options_of(read_config(version.parent))
-    batch = max(1, min(options["max_batch_size"], golden.ROWS // options["instances"]))
-    return replay_golden(client, version.parent.name, version, batch=batch, version=version.name if named else "")
+    named_version = version.name if named else ""
+    return replay_golden(client, version.parent.name, version, batch=_batch(version), version=named_version)
 
 
 def replay_golden(
@@ -74,14 +74,52 @@ def replay_golden(
         ProbeError: the scores deviate by more than the manifest allows, or the answer has another form.
         RequestError, ServerError: the server refuses, or cannot be reached.
     """
-    manifest = read_manifest(artifact)
+    verdict = _replay(client, model, artifact, read_manifest(artifact), batch, version)
+    if not verdict.ok:
+        raise ProbeError(
+            f"{model} at {client.url} ({client.protocol}) does not score its golden rows as stored: {verdict}; it "
+            "serves other weights: take it out of service"
+        )
+    return verdict
+
+
+def measure_golden(client: Client, version: Path, *, taken: Callable[[float], None]) -> tuple[golden.Verdict, Golden]:
+    """As :func:`prove`, but a deviation is what it finds, not an error; with the bounds that it was judged by.
+
+    Args:
+        taken: called with the seconds that each answered request took.
+
+    Raises:
+        ArtifactError, ProbeError, RequestError, ServerError: there is nothing to compare.
+    """
+    manifest = read_manifest(version)
+    batch = _batch(version)
+    return _replay(client, version.parent.name, version, manifest, batch, version.name, taken), manifest.golden
+
+
+def _batch(version: Path) -> int:
+    options = options_of(read_config(version.parent))
+    return max(1, min(options["max_batch_size"], golden.ROWS // options["instances"]))
+
+
+def _replay(
+    client: Client,
+    model: str,
+    artifact: str | Path,
+    manifest: Manifest,
+    batch: int,
+    version: str,
+    taken: Callable[[float], None] = lambda _: None,
+) -> golden.Verdict:
     inputs, expected = read_golden(artifact, manifest)
     parts = []
     for begin in range(0, manifest.golden.rows, batch):
         part = slice(begin, begin + batch)
         sent = wire_rows(manifest, inputs, part)
         sent = {name: (rows if rows.dim() > 1 else rows[:, None]).numpy() for name, rows in sent.items()}
+        sent_at = time.perf_counter()
         answer = client.score(model, sent, version=version)
+        taken(time.perf_counter() - sent_at)
         for spec in manifest.outputs:
             if answer.get(spec.name) is None:
                 raise ProbeError(
@@ -91,10 +129,4 @@ def replay_golden(
         got = tuple(torch.from_numpy(answer[spec.name].copy()) for spec in manifest.outputs)
         want = tuple(expected[spec.name][part].reshape(-1, *spec.wire_shape) for spec in manifest.outputs)
         parts.append(golden.deviations(got, want))
-    verdict = golden.judge_rows(torch.cat(parts), manifest.golden)
-    if not verdict.ok:
-        raise ProbeError(
-            f"{model} at {client.url} ({client.protocol}) does not score its golden rows as stored: {verdict}; it "
-            "serves other weights: take it out of service"
-        )
-    return verdict
+    return golden.judge_rows(torch.cat(parts), manifest.golden)

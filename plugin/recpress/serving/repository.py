@@ -28,7 +28,7 @@ from recpress.serving.config import (
     served_versions,
 )
 
-_STAGING = ".staging-"
+STAGING = ".staging-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
@@ -168,12 +168,12 @@ def _add_model(folder: Path, manifest: Manifest, version: Path, config: str) -> 
 
 
 def _add_version(folder: Path, manifest: Manifest, model: Path) -> Path:
-    for left in model.glob(_STAGING + "*"):  # by a process that was killed: the lock says that none is at work
+    for left in model.glob(STAGING + "*"):  # by a process that was killed: the lock says that none is at work
         shutil.rmtree(left, ignore_errors=True)
     served = served_versions(model)
     version = model / str(next_version(model))
     # A folder whose name is no number is no version to the server.
-    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=model))
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=model))
     try:
         _copy_artifact(folder, manifest, staging / "new")
         (staging / "new").rename(version)

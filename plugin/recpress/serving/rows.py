@@ -18,6 +18,9 @@ class RowsRefused(Exception):
     """What is wrong with a request whose bags cannot be told apart."""
 
 
+MUST_BE_FINITE = "it must be finite"
+
+
 class RowChecker:
     """Checks inputs against the manifest: floats are finite, and each index lies within its table.
 
@@ -60,7 +63,7 @@ class RowChecker:
             flat = x.reshape(x.shape[0], -1)
             if x.is_floating_point():
                 row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
-                allowed = "it must be finite"
+                allowed = MUST_BE_FINITE
             else:
                 low, high = (limit.reshape(-1) for limit in limits)
                 row, column = ((flat < low) | (flat > high)).nonzero()[0].tolist()

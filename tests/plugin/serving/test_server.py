@@ -114,7 +114,7 @@ def _executions(server):
     raise AssertionError("no execution count")
 
 
-def test_latency_histogram_counts_executions(server):
+def test_latency_histogram_counts_requests(server):
     def read():
         return read_histogram(fetch_text(server.url("metrics")), EXECUTE_SECONDS, {"model": "small", "version": "1"})
 
