@@ -18,6 +18,7 @@ _HOMES = {
     "Pruned": "recpress.pruning.oneshot",
     "Pruner": "recpress.pruning.gradual",
     "Recipe": "recpress.recipe",
+    "Recombined": "recpress.recombined",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "auto": "recpress.search.auto",

@@ -262,7 +262,8 @@ def _explain(error: ValidationError) -> str:
 
 
 _HALF_OF_UNITS = PruneSpec(pattern="units", sparsity=0.5)
-_INT8_24 = {"linear": "int8-24", "prune": PruneSpec()}
+_TWO_OF_FOUR = PruneSpec(permute="auto")
+_INT8_24 = {"linear": "int8-24", "prune": _TWO_OF_FOUR}
 PRESETS = {
     "int8": Recipe(name="int8"),
     "int8-static": Recipe(name="int8-static", activations="static"),
@@ -271,7 +272,7 @@ PRESETS = {
     "int8-weights": Recipe(name="int8-weights", linear="int8-weights"),
     "int8-tables4": Recipe(name="int8-tables4", embedding="int4"),
     "tables4": Recipe(name="tables4", linear="keep", embedding="int4"),
-    "prune-24": Recipe(name="prune-24", linear="keep", embedding="keep", prune=PruneSpec()),
+    "prune-24": Recipe(name="prune-24", linear="keep", embedding="keep", prune=_TWO_OF_FOUR),
     "prune-24-int8": Recipe(name="prune-24-int8", **_INT8_24),
     "prune-24-int8-tables4": Recipe(name="prune-24-int8-tables4", embedding="int4", **_INT8_24),
     "structured-50": Recipe(name="structured-50", linear="keep", embedding="keep", prune=_HALF_OF_UNITS),

@@ -121,15 +121,7 @@ PRUNING = {
     "sparse-70": Variant(_SPARSE, tuned=True, bounds=replace(PRUNED, gone=0.7)),
     "structured-50": Variant(Recipe.preset("structured-50"), tuned=True, bounds=PRUNED),
 }
-_KEPT = {"linear": "int8-24", "prune": PruneSpec(keep=("deep.0",)), "overrides": {"deep.0": "int8"}}
-FIRST_KEPT = {
-    "prune-24-int8-but-deep.0": Variant(Recipe(name="deep.0 dense", **_KEPT), tuned=True, bounds=_STORED),
-    "prune-24-int8-tables4-but-deep.0": Variant(
-        Recipe(name="deep.0 dense, tables4", embedding="int4", **_KEPT), tuned=True, bounds=_STORED
-    ),
-}
-"""For DeepFM and DCN-v2, whose loss by 2:4 is that of the first layer of the MLP; left out of models without it."""
-VARIANTS |= PRUNING | FIRST_KEPT
+VARIANTS |= PRUNING
 VARIANTS |= {
     "clustered-16": Variant(Recipe(name="clustered-16", linear="clustered-16")),
     "clustered-16-qat": Variant(Recipe(name="clustered-16", linear="clustered-16"), tuned=True),

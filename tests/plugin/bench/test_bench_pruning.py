@@ -14,9 +14,8 @@ from recpress.bench.variants import PRUNING, VARIANTS, gone
 from recpress.data.movielens import MovieLens, Rows
 from recpress.data.sequences import Sequences
 from recpress.errors import PruningError, TrainingError
-from recpress.layers import Int8Linear, Int8Sparse24Linear
+from recpress.layers import Int8Sparse24Linear
 from recpress.report.paired import Paired
-from recpress.zoo.deepfm import DeepFM
 from recpress.zoo.dlrm import DLRM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,16 +159,6 @@ def test_a_model_that_cannot_be_pruned_so_is_left_out_with_its_reason(study, tmp
     options = {"seeds": [0], "variants": {"odd": Refusing()}, "folder": tmp_path, "models": ["dlrm"]}
     assert list(quality.run([study], **options, say=said.append)) == []
     assert said[-1] == "  odd left out: no units"
-
-
-def test_the_first_layer_of_an_mlp_is_kept_in_int8_where_there_is_one(study, model):
-    way = VARIANTS["prune-24-int8-but-deep.0"]
-    with pytest.raises(PruningError, match="keep 'deep.0' matches no linear layer"):
-        way.apply(model, study, STEPS, {})
-    torch.manual_seed(0)
-    other = DeepFM(num_dense=3, table_rows=(30, 20), dim=8, deep=(16, 8)).eval()
-    found = way.apply(other, study, STEPS, {}).model
-    assert type(found.deep[0]) is Int8Linear and type(found.deep[2]) is Int8Sparse24Linear
 
 
 def test_drawn_batches_are_as_many_as_asked_and_all_come_before_one_comes_again():
