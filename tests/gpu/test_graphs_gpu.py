@@ -9,9 +9,9 @@ from recpress.artifact.load import load
 from recpress.serving.backend.gpu import GpuForward, why_not
 
 
-@pytest.fixture(scope="module", params=["none", "int8"])
-def folder(request, tmp_path_factory):
-    model = small_model() if request.param == "none" else recpress.compress(small_model(), request.param)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = recpress.compress(small_model(), "int8")
     folder = tmp_path_factory.mktemp("graphs") / "artifact"
     names = {"input_names": ("dense", "sparse"), "output_names": ("logit",)}
     recpress.export(model, folder, example_inputs=small_inputs(32), **names)
