@@ -118,6 +118,7 @@ def package(
     instances: Annotated[int | None, typer.Option(help="Processes that serve the model; 1.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each instance; 1.")] = None,
     queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds a request may wait for others; 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where it is served: cpu or cuda; cpu.")] = None,
 ) -> None:
     """Add an artifact to a model repository, as the next version of a model; options stay as they were by default."""
     from recpress.serving.repository import package as add
@@ -130,6 +131,7 @@ def package(
         instances=instances,
         threads=threads,
         queue_delay_us=queue_delay_us,
+        device=device,
     )
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 

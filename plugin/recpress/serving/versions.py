@@ -39,7 +39,7 @@ def deploy(
     name: str,
     server: Control | None = None,
     load_timeout_s: float = 120.0,
-    **options: int | None,
+    **options: int | str | None,
 ) -> Change:
     """Add an artifact as the next version of a model, let the running server load it, and prove it over the wire.
 
