@@ -12,11 +12,13 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bag": "recpress.artifact.ragged",
     "Compressed": "recpress.pipeline",
     "PruneSpec": "recpress.pruning.spec",
     "Pruned": "recpress.pruning.oneshot",
     "Pruner": "recpress.pruning.gradual",
     "Recipe": "recpress.recipe",
+    "Recombined": "recpress.recombined",
     "RecpressError": "recpress.errors",
     "Report": "recpress.pipeline",
     "auto": "recpress.search.auto",
@@ -26,6 +28,7 @@ _HOMES = {
     "export": "recpress.artifact.export",
     "finetune": "recpress.finetuning",
     "load": "recpress.artifact.load",
+    "pack_bags": "recpress.artifact.ragged",
     "package": "recpress.serving.repository",
     "prepare": "recpress.qat",
     "prune": "recpress.pruning.oneshot",

@@ -3,10 +3,11 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,12 @@ from rich.table import Table
 
 from recpress.artifact.golden import Verdict, deviations, judge_rows
 from recpress.errors import MissingDependencyError, ProbeError, RepositoryError
-from recpress.latency import Latency, interleave
+from recpress.latency import Latency, beside_original, one_thread
+
+if TYPE_CHECKING:
+    from recpress.artifact.manifest import Manifest
+    from recpress.report.html import Content
+    from recpress.report.paired import Paired
 
 NAME = "movielens_dlrm"
 BATCHES = (1, 64)
@@ -62,14 +68,15 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
     from recpress.artifact.export import export
     from recpress.artifact.load import load
     from recpress.pipeline import compress
-    from recpress.report.html import write_page
+    from recpress.report.html import page
+    from recpress.report.paired import paired_auc
     from recpress.serving.repository import package
     from recpress.serving.server import Server
-    from recpress.zoo.quality import quality
+    from recpress.zoo.quality import quality, score
 
     _prepare(output)
     console = Console()
-    with _one_thread(), _progress(console) as step:
+    with one_thread(), _progress(console) as step:
         data, model = _train(step, seed, epochs)
         step("compressing and evaluating")
         examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
@@ -86,7 +93,7 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
         loaded = load(artifact)
         package(artifact, repository, name=NAME)
         step("timing in process")
-        local = time_local(model, loaded.module, data.test)
+        local = beside_original(model, loaded.module, (data.test.dense, data.test.sparse), batches=BATCHES)
         step("starting the server")
         with Server(repository) as server:
             served, execute, verdict = _load_and_compare(step, server, artifact, loaded, data.test, requests)
@@ -105,20 +112,11 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
             atol=loaded.manifest.golden.atol,
         )
         (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        write_page(output / "report.html", loaded.manifest, result)
+        after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
+        auc = paired_auc(score(model, data.test), after, data.test.label)
+        (output / "report.html").write_text(page(_content(loaded.manifest, result, auc)), encoding="utf-8")
     print_result(console, result, output)
     return result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: threads of OpenMP that wait by spinning make every call slow when another process works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _require_extra() -> None:
@@ -167,28 +165,46 @@ class _Step:
 
 def _train(step: _Step, seed: int, epochs: int):
     from recpress.data import movielens
-    from recpress.zoo.dlrm import DLRM
-    from recpress.zoo.train import train
 
     step("fetching MovieLens-100K")
     data = movielens.load()
     step.advance(1, 1, data.source)
     step("training a DLRM")
+    return data, _dlrm(data, seed, epochs, lambda *args: step.advance(*args))
+
+
+def _dlrm(data, seed: int, epochs: int, on_epoch: Callable[[int, int, str], object] | None = None) -> torch.nn.Module:
+    from recpress.zoo.dlrm import DLRM
+    from recpress.zoo.train import train
+
     torch.manual_seed(seed)
     model = DLRM(num_dense=len(data.dense_names), table_rows=data.table_rows, dim=DIM, bottom=BOTTOM, top=TOP)
-    train(model, data.train, data.valid, seed=seed, epochs=epochs, on_epoch=lambda *args: step.advance(*args))
-    return data, model
+    train(model, data.train, data.valid, seed=seed, epochs=epochs, on_epoch=on_epoch)
+    return model
 
 
-def time_local(model: torch.nn.Module, module: torch.nn.Module, rows) -> dict[int, dict[str, Latency]]:
-    """Time the original and the loaded module on the first rows, in turn."""
-    local = {}
-    with torch.inference_mode():
-        for batch in BATCHES:
-            inputs = rows.dense[:batch], rows.sparse[:batch]
-            calls = {"original": lambda x=inputs: model(*x), "compressed": lambda x=inputs: module(*x)}
-            local[batch] = interleave(calls)
-    return local
+def material() -> dict[str, object]:
+    """Arguments of recpress.auto: ``recpress auto recpress.demo:material --share 0.999``.
+
+    The demo's DLRM, which is trained first, judged on the test rows.
+    """
+    _require_extra()
+    from recpress.data import movielens
+
+    data = movielens.load()
+
+    def batches(rows) -> list[tuple]:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(512)
+        return [((rows.dense[batch], rows.sparse[batch]), rows.label[batch]) for batch in order]
+
+    return {
+        "model": lambda: _dlrm(data, seed=0, epochs=12),
+        "train": batches(data.train),
+        "valid": batches(data.valid),
+        "rows": batches(data.test),
+        "lr": 1e-3,
+        "examples": {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]},
+    }
 
 
 def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
@@ -238,6 +254,23 @@ def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[
     if not verdict.ok:
         raise ProbeError(f"the server's scores are not those computed here: {verdict}")
     return {batch: Latency.of(np.array(taken)) for batch, taken in seconds.items() if taken}, verdict
+
+
+def _content(manifest: "Manifest", result: Result, auc: "Paired") -> "Content":
+    from recpress.report.html import Content, Served
+
+    execute = Latency(result.execute["p50"], result.execute["p99"], int(result.execute["count"]))
+    return Content(
+        title="DLRM on MovieLens-100K, compressed",
+        manifest=manifest,
+        notes=(
+            f"Data: {result.source}; GroupLens, University of Minnesota; F. M. Harper and J. A. Konstan, 2015.",
+            f"Label: rating of 4 or more. Seed {result.seed}.",
+        ),
+        quality={"AUC": auc},
+        local=result.local,
+        served=Served(result.served, execute, result.requests, result.deviation),
+    )
 
 
 def print_result(console: Console, result: Result, output: Path) -> None:

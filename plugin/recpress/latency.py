@@ -1,10 +1,13 @@
 """Time calls in one process, variants in turn, so that what drifts on the machine drifts for all of them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,32 @@ def interleave(
             if i >= 0:
                 seconds[name][i] = taken
     return {name: Latency.of(taken) for name, taken in seconds.items()}
+
+
+def beside_original(
+    original: Callable[..., object],
+    compressed: Callable[..., object],
+    inputs: Sequence[Tensor],
+    *,
+    batches: Sequence[int] = (1, 64),
+    calls: int = 300,
+) -> dict[int, dict[str, Latency]]:
+    """``original`` and ``compressed`` by batch size, on the first rows of ``inputs``, which are repeated as needed."""
+    found = {}
+    with torch.inference_mode(), one_thread():
+        for batch in batches:
+            rows = [t[torch.arange(batch) % len(t)] for t in inputs]
+            variants = {"original": lambda x=rows: original(*x), "compressed": lambda x=rows: compressed(*x)}
+            found[batch] = interleave(variants, calls=calls)
+    return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: threads of OpenMP that wait by spinning make every call slow when another process works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recpress.errors import KernelInputError
+from recpress.quantize import cluster
 from recpress_kernels import embedding_bag_rows, int8_linear, int8_sparse24_linear, map_ids, weight_only_linear
 from recpress_kernels.formats import sparse24
 from recpress_kernels.formats.int8 import MAX_IN_FEATURES, quantize_per_channel
@@ -119,6 +120,31 @@ class WeightOnlyLinear(Int8Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the dtype of the input."""
         return weight_only_linear(input, self.weight, self.weight_scale, self.bias)
+
+
+class ClusteredLinear(nn.Module):
+    """``nn.Linear`` whose weights share 16 or 256 values (quantize/cluster.py): it saves bytes, not time.
+
+    Buffers: ``codes`` uint8, packed as there, ``centroids`` float32 ``[16 or 256]``, ``bias`` or None. Of a loaded
+    artifact the weights are decoded once (artifact/fold_weights.py); else at each call.
+    """
+
+    def __init__(self, codes: Tensor, centroids: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.scheme = f"{len(centroids)} shared values, activations not quantised"
+        self.register_buffer("codes", cluster.pack(codes, len(centroids)))
+        self.register_buffer("centroids", centroids)
+        self.register_buffer("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of the input."""
+        codes = cluster.unpack(self.codes, len(self.centroids), self.in_features)
+        weight = _as(self.centroids[codes.int()], input.dtype)
+        return nn.functional.linear(input, weight, None if self.bias is None else _as(self.bias, input.dtype))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, values={len(self.centroids)}"
 
 
 class _Rows(nn.Module):
@@ -242,7 +268,7 @@ def _quantized(table: Tensor, scheme: str, search: str) -> Tensor:
     return quantize_rows_int4(table, search=search) if scheme == "int4" else quantize_rows_int8(table)
 
 
-COMPRESSED = (Int8Linear, Int8Sparse24Linear, _Rows)
+COMPRESSED = (Int8Linear, Int8Sparse24Linear, ClusteredLinear, _Rows)
 """The classes of this module."""
 
 
@@ -261,6 +287,8 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
     if isinstance(layer, nn.Linear):
         if scheme == "int8-weights":
             return None if layer.in_features else "it has no inputs"
+        if scheme in cluster.LEVELS:
+            return _few(weight, cluster.LEVELS[scheme])
         if not 1 <= layer.in_features <= MAX_IN_FEATURES:
             return f"it has {layer.in_features} inputs; int32 sums take 1 to {MAX_IN_FEATURES}"
         return _crowded(layer.weight) if scheme == "int8-24" else None
@@ -278,6 +306,12 @@ def refusal(layer: nn.Module, scheme: str) -> str | None:
         if layer.padding_idx is not None:
             return "padding_idx leaves indices out of the bag, which bags of quantised rows do not do"
     return None
+
+
+def _few(weight: Tensor, levels: int) -> str | None:
+    """Why sharing ``levels`` values would not make ``weight`` smaller, or None."""
+    small, now = cluster.stored_bytes(*weight.shape, levels), weight.nbytes
+    return f"its weights take {now} bytes, and would take {small} with {levels} shared values" if small >= now else None
 
 
 def _crowded(weight: Tensor) -> str | None:
@@ -310,6 +344,9 @@ def compressed(
     Raises:
         KernelInputError: the weights hold NaN, infinity or a value that the form cannot describe.
     """
+    if isinstance(layer, nn.Linear) and scheme in cluster.LEVELS:
+        bias = None if layer.bias is None else layer.bias.detach().float().clone()
+        return ClusteredLinear(*cluster.cluster(layer.weight, cluster.LEVELS[scheme]), bias)
     if isinstance(layer, nn.Linear):
         dense = (WeightOnlyLinear if scheme == "int8-weights" else Int8Linear).from_linear(layer, inputs, rounding)
         return Int8Sparse24Linear(dense) if scheme == "int8-24" else dense

@@ -19,7 +19,15 @@ from recpress.errors import KernelInputError, RecipeError, TrainingError, Unsupp
 from recpress.pipeline import Compressed, Report, pruned_first
 from recpress.pruning.rows import PruneRow
 from recpress.quantize.capture import Inputs, capture
-from recpress.quantize.fake import LINEAR_SCHEMES, FakeEmbedding, FakeEmbeddingBag, FakeLinear, RowQuantizer
+from recpress.quantize.cluster import LEVELS
+from recpress.quantize.fake import (
+    LINEAR_SCHEMES,
+    FakeClusteredLinear,
+    FakeEmbedding,
+    FakeEmbeddingBag,
+    FakeLinear,
+    RowQuantizer,
+)
 from recpress.quantize.fold import fold, foldable
 from recpress.recipe import Recipe, Scheme, as_recipe
 from recpress.rewrite import Judged, Row, account, before_pruning, copy_with, inputs_of, judge
@@ -27,7 +35,7 @@ from recpress.tables import Counts, apply_table_rules
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 
 _PLAN = "_recpress_plan"
-_TWINS = (FakeLinear, FakeEmbedding, FakeEmbeddingBag)
+_TWINS = (FakeLinear, FakeClusteredLinear, FakeEmbedding, FakeEmbeddingBag)
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,8 @@ def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
 def _twin(
     module: nn.Module, scheme: str, recipe: Recipe, inputs: layers.Inputs | None, learn_scales: bool, folded: bool
 ) -> nn.Module:
+    if scheme in LEVELS:
+        return FakeClusteredLinear(module, LEVELS[scheme], folded=folded)
     if isinstance(module, nn.Linear):
         if scheme not in LINEAR_SCHEMES:
             raise KernelInputError(f"scheme {scheme!r} cannot be trained; allowed are {', '.join(LINEAR_SCHEMES)}")
@@ -162,6 +172,8 @@ def _row_quantizer(scheme: Scheme, recipe: Recipe) -> RowQuantizer:
 
 def _converted(twin: nn.Module, name: str, scheme: Scheme, recipe: Recipe) -> nn.Module:
     try:
+        if isinstance(twin, FakeClusteredLinear):
+            return _clustered(twin)
         if not isinstance(twin, FakeLinear):
             return layers.compressed(twin, scheme, search=recipe.embedding_search)
         with torch.no_grad():
@@ -177,6 +189,14 @@ def _converted(twin: nn.Module, name: str, scheme: Scheme, recipe: Recipe) -> nn
         return layers.Int8Sparse24Linear(dense) if scheme == "int8-24" else dense
     except KernelInputError as error:
         raise _refused(name, twin, error) from None
+
+
+def _clustered(twin: FakeClusteredLinear) -> nn.Module:
+    centroids = twin.values().detach()
+    if not torch.isfinite(centroids).all():
+        raise KernelInputError("its centroids are not finite; find where training diverged")
+    bias = None if twin.bias is None else twin.bias.detach().float().clone()
+    return layers.ClusteredLinear(twin.codes.to(torch.uint8), centroids.clone(), bias)
 
 
 def _refused(name: str, module: nn.Module, error: KernelInputError) -> UnsupportedLayerError:

@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from recpress.errors import PruningError, RecipeError
 from recpress.pruning.spec import FROM_GRADIENTS, PruneSpec
 
-Scheme = Literal["int8", "int8-24", "int8-weights", "int4", "keep"]
+LinearScheme = Literal["int8", "int8-24", "int8-weights", "clustered-16", "clustered-256", "keep"]
+Scheme = Literal["int8", "int8-24", "int8-weights", "clustered-16", "clustered-256", "int4", "keep"]
 Kind = Literal["linear", "embedding"]
 SCHEMES: dict[Kind, tuple[Scheme, ...]] = {
-    "linear": ("int8", "int8-24", "int8-weights", "keep"),
+    "linear": ("int8", "int8-24", "int8-weights", "clustered-16", "clustered-256", "keep"),
     "embedding": ("int8", "int4", "keep"),
 }
 """What each kind of layer can be."""
@@ -73,7 +74,9 @@ class Recipe(BaseModel):
             activations quantised to 7 bits a row at a time while the model runs. ``"int8-24"``: the same on weights
             that are 2:4 already, at most two of each four inputs not zero, stored so; others are kept.
             ``"int8-weights"``: int8 weights, activations as they are (W8A16): the bytes of int8 without what 7-bit
-            activations cost, and less speed.
+            activations cost, and less speed. ``"clustered-16"`` and ``"clustered-256"``: weights that share as many
+            values, found by k-means (quantize/cluster.py), stored as codes of 4 or 8 bits; loaded they are float32
+            again, so that an artifact is smaller and nothing is faster.
         activations: how the inputs of ``"int8"`` and ``"int8-24"`` layers are quantised. ``"row"``: each row by its own
             range, as it comes. ``"static"``: all rows by one range, found on calibration inputs, which it needs;
             outliers beyond it are clipped. A layer that calibration gives zeros alone is quantised a row at a time.
@@ -103,7 +106,8 @@ class Recipe(BaseModel):
             rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
         prune: what is taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as ``"2:4"``:
             weights by magnitude, wanda or sparsegpt, units by activation or weight-norm; wanda, sparsegpt and
-            activation need calibration inputs. Units are removed, so that layers are smaller. Weights that go are
+            activation need calibration inputs, and so do dimensions of tables and heads of attention. Units, dimensions
+            and heads are removed, so that layers are smaller. Weights that go are
             zeros: ``"int8-24"`` stores 2:4 in less and computes it faster, any other layer keeps its bytes and its
             time. Fine-tuning then distils from the dense original, and the masks hold. None: none.
         name: what the report calls this recipe.
@@ -112,7 +116,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "custom"
-    linear: Literal["int8", "int8-24", "int8-weights", "keep"] = "int8"
+    linear: LinearScheme = "int8"
     activations: Literal["row", "static"] = "row"
     observer: Literal["entropy", "mse", "percentile", "moving-average", "min-max"] = "entropy"
     smooth: bool = True
@@ -258,7 +262,8 @@ def _explain(error: ValidationError) -> str:
 
 
 _HALF_OF_UNITS = PruneSpec(pattern="units", sparsity=0.5)
-_INT8_24 = {"linear": "int8-24", "prune": PruneSpec()}
+_TWO_OF_FOUR = PruneSpec(permute="auto")
+_INT8_24 = {"linear": "int8-24", "prune": _TWO_OF_FOUR}
 PRESETS = {
     "int8": Recipe(name="int8"),
     "int8-static": Recipe(name="int8-static", activations="static"),
@@ -267,7 +272,7 @@ PRESETS = {
     "int8-weights": Recipe(name="int8-weights", linear="int8-weights"),
     "int8-tables4": Recipe(name="int8-tables4", embedding="int4"),
     "tables4": Recipe(name="tables4", linear="keep", embedding="int4"),
-    "prune-24": Recipe(name="prune-24", linear="keep", embedding="keep", prune=PruneSpec()),
+    "prune-24": Recipe(name="prune-24", linear="keep", embedding="keep", prune=_TWO_OF_FOUR),
     "prune-24-int8": Recipe(name="prune-24-int8", **_INT8_24),
     "prune-24-int8-tables4": Recipe(name="prune-24-int8-tables4", embedding="int4", **_INT8_24),
     "structured-50": Recipe(name="structured-50", linear="keep", embedding="keep", prune=_HALF_OF_UNITS),

@@ -16,6 +16,7 @@ import recpress
 from recpress import demo
 from recpress.data import movielens
 from recpress.errors import DataError, ProbeError, RepositoryError
+from recpress.zoo.dlrm import DLRM
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_demo_from_data_to_report(data, tmp_path):
     assert f"{parameters:,} parameters" in (output / "report.html").read_text()
     assert f"{before['auc']:.5f}" in done.stdout and f"{after['auc']:.5f}" in done.stdout
     page = (output / "report.html").read_text()
-    assert f"{after['auc']:.5f}" in page and "<svg" in page and not re.search(r"<script|src=|href=.http", page)
+    assert f"{after['auc']:.5f}" in page and "95 % interval" in page and not re.search(r"<script|src=|href=.http", page)
     assert not left_over(output) and set(Path("/dev/shm").glob("recpress_*")) <= shared
 
 
@@ -129,3 +130,16 @@ def test_one_wrong_score_among_the_requests_is_caught(artifact):
     assert verdict.ok and verdict.rows == 5 * 65 and {b: x.calls for b, x in latencies.items()} == {1: 5, 64: 5}
     with pytest.raises(ProbeError, match="1 of 325 rows beyond"):
         demo.send(FakeClient(model, 7), model, rows, 10)
+
+
+def test_the_demo_s_model_and_rows_are_what_auto_takes(data, monkeypatch):
+    def untrained(given, *, seed, epochs):
+        torch.manual_seed(seed)
+        return DLRM(num_dense=len(given.dense_names), table_rows=given.table_rows)
+
+    monkeypatch.setattr(demo, "_dlrm", untrained)
+    material = demo.material()
+    examples = material.pop("examples")
+    assert sum(len(label) for _, label in material["rows"]) == len(data.test)
+    found = recpress.auto(**material, share=0.9, candidates=["int8-tables"], show=False)
+    assert found.accepted().model(*examples.values()).shape == (4096,) and found.trials[1].paired.low < 0.1

@@ -8,13 +8,15 @@ the table's range, and that any id will do where the map has a row for those out
 """
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-_BATCH = 2
+BATCH = 2
+"""Rows that the graph is run on."""
 _NEAR = 1 << 40
 
 
@@ -59,12 +61,15 @@ class Bound:
     any_id: bool = False
 
 
-def table_bounds(program: ExportedProgram, examples: tuple[Tensor, ...]) -> list[dict[int, Bound]]:
+def table_bounds(
+    program: ExportedProgram, examples: tuple[Tensor, ...], given: Mapping[int, Tensor] | None = None
+) -> list[dict[int, Bound]]:
     """For each input, the range of each column that indexes a table.
 
     Args:
         program: the exported model.
         examples: tensors of the inputs' dtypes and shapes, batch first.
+        given: what to run it on, by position, ``[BATCH, ...]``, where that is no matter of codes.
 
     Returns:
         A dict for each input, from the column of the flattened row. A column that reaches several tables gets what
@@ -75,14 +80,17 @@ def table_bounds(program: ExportedProgram, examples: tuple[Tensor, ...]) -> list
     codes: list[tuple[int, int, int]] = []
     inputs = []
     for position, example in enumerate(examples):
-        columns = example[0].numel()
+        columns = example.shape[1:].numel()
+        if given is not None and position in given:
+            inputs.append(given[position].to(example.dtype))
+            continue
         if example.dtype not in (torch.int64, torch.int32):
-            inputs.append(example[:_BATCH].clone())
+            inputs.append(example[:BATCH].clone())
             continue
         top = 62 if example.dtype == torch.int64 else 30
         drawn = torch.randint(1 << (top - 1), 1 << top, (columns,), generator=generator)
         codes += [(int(code), position, column) for column, code in enumerate(drawn)]
-        inputs.append(drawn.to(example.dtype).expand(_BATCH, columns).reshape(_BATCH, *example.shape[1:]).clone())
+        inputs.append(drawn.to(example.dtype).expand(BATCH, columns).reshape(BATCH, *example.shape[1:]).clone())
     tracer = _Tracer(program.module())
     # Whatever a model does with nonsense for ids, what was seen until then stands.
     with torch.no_grad(), contextlib.suppress(Exception):

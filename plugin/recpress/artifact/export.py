@@ -14,7 +14,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten
 
 from recpress.artifact import golden
-from recpress.artifact.bounds import table_bounds
+from recpress.artifact.bounds import BATCH, table_bounds
+from recpress.artifact.export_bags import Placed, one_value_each, place_bags, ragged_spec, twice
 from recpress.artifact.graph import CONSTANT
 from recpress.artifact.load import load
 from recpress.artifact.lower import drop_identities
@@ -29,11 +30,13 @@ from recpress.artifact.manifest import (
     Manifest,
     OutputSpec,
     PrunedParameter,
+    RaggedSpec,
     TrainingNote,
     sha256,
     versions,
     write_manifest,
 )
+from recpress.artifact.ragged import LENGTHS, VALUES, Bag
 from recpress.errors import ArtifactError, ExportError
 from recpress.pipeline import Compressed
 from recpress.training import Run, Training
@@ -49,6 +52,7 @@ def export(
     example_inputs: Sequence[Tensor],
     input_names: Sequence[str],
     output_names: Sequence[str] | None = None,
+    bags: Sequence[Bag] = (),
 ) -> Manifest:
     """Write ``compressed`` to ``folder`` as an artifact that needs neither its code nor pickle.
 
@@ -61,6 +65,9 @@ def export(
         output_names: a name for each output, the batch first in each; by default a dict's keys, or ``output``,
             or ``output_0`` and so on.
 
+        bags: which arguments are features of any number of ids a row; clients send all of them packed, as ragged.py
+            says and :func:`recpress.pack_bags` does.
+
     Returns:
         The manifest as written.
 
@@ -71,13 +78,13 @@ def export(
     folder = Path(folder)
     if folder.exists():
         raise ArtifactError(f"{folder} exists; nothing is replaced in place: give a new folder, or remove it first")
-    examples = _checked_examples(example_inputs, input_names)
-    program = _export(compressed.model, examples)
-    inputs = _input_specs(program, examples, input_names)
-    outputs = _output_specs(compressed.model, examples, output_names)
-    rows = golden.draw_rows(inputs)
+    examples, placed = _checked_examples(example_inputs, input_names, bags)
+    program = _export(compressed.model, examples, placed)
+    inputs, ragged = _input_specs(program, examples, input_names, placed)
+    outputs = _output_specs(compressed.model, examples, output_names, _rows(examples, placed))
+    rows = golden.draw_rows(inputs, ragged)
     with torch.no_grad():
-        scores, measured = golden.measure(program.module(), rows)
+        scores, measured = golden.measure(program.module(), rows, ragged)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -97,6 +104,7 @@ def export(
             golden=measured,
             sha256={name: sha256(staging / name) for name in (GRAPH, WEIGHTS, GOLDEN)},
             versions=versions(),
+            ragged=ragged,
         )
         write_manifest(staging, manifest)
         load(staging)
@@ -114,7 +122,14 @@ def _make_readable(folder: Path) -> None:
         path.chmod(0o644)
 
 
-def _checked_examples(example_inputs: Sequence[Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:
+def _rows(examples: Sequence[Tensor], placed: Sequence[Placed]) -> int:
+    values = {p.values_at for p in placed}
+    return next(len(given) for i, given in enumerate(examples) if i not in values)
+
+
+def _checked_examples(
+    example_inputs: Sequence[Tensor], names: Sequence[str], bags: Sequence[Bag]
+) -> tuple[tuple[Tensor, ...], list[Placed]]:
     """The examples, repeated to a batch of at least 2, which torch.export needs to see that the batch may vary."""
     examples = tuple(example_inputs)
     if not examples or not all(isinstance(t, Tensor) and t.dim() >= 1 for t in examples):
@@ -123,7 +138,9 @@ def _checked_examples(example_inputs: Sequence[Tensor], names: Sequence[str]) ->
         raise ExportError(
             f"input_names are {list(names)}; give {len(examples)} different names of letters, digits and '_'"
         )
-    batches = {t.shape[0] for t in examples}
+    placed = place_bags(bags, names, examples)
+    values = {p.values_at for p in placed}
+    batches = {t.shape[0] for i, t in enumerate(examples) if i not in values}
     if len(batches) > 1 or 0 in batches:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(names, examples, strict=True))
         raise ExportError(
@@ -134,18 +151,20 @@ def _checked_examples(example_inputs: Sequence[Tensor], names: Sequence[str]) ->
             raise ExportError(f"input {name!r} is {t.dtype}; allowed are {', '.join(DTYPES)}")
         if t.is_floating_point() and not torch.isfinite(t).all():
             raise ExportError(f"input {name!r} holds NaN or infinity among its examples; give real rows")
-    return tuple(torch.cat([t, t]) if t.shape[0] == 1 else t.detach() for t in examples)
+    return (twice(placed, examples) if batches == {1} else tuple(t.detach() for t in examples)), placed
 
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.isascii()
 
 
-def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
+def _export(model: nn.Module, examples: tuple[Tensor, ...], placed: Sequence[Placed]) -> ExportedProgram:
     batch = Dim("batch", min=1)
+    values = {p.values_at: Dim(f"values_{p.values_at}", min=0) for p in placed}
+    sizes = tuple({0: values.get(i, batch)} for i in range(len(examples)))
     try:
         with torch.no_grad():
-            program = torch.export.export(model.eval(), examples, dynamic_shapes=tuple({0: batch} for _ in examples))
+            program = torch.export.export(model.eval(), examples, dynamic_shapes=sizes)
     except Exception as error:
         text = str(error).strip()
         raise ExportError(
@@ -160,9 +179,15 @@ def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     return program
 
 
-def _input_specs(program: ExportedProgram, examples: tuple[Tensor, ...], names: Sequence[str]) -> tuple[InputSpec, ...]:
+def _input_specs(
+    program: ExportedProgram, examples: tuple[Tensor, ...], names: Sequence[str], placed: Sequence[Placed]
+) -> tuple[tuple[InputSpec, ...], RaggedSpec | None]:
     specs = []
-    for name, example, tables in zip(names, examples, table_bounds(program, examples), strict=True):
+    of_bags = {at for p in placed for at in (p.values_at, p.bags_at)}
+    bounds = table_bounds(program, examples, one_value_each(placed, BATCH))
+    for i, (name, example, tables) in enumerate(zip(names, examples, bounds, strict=True)):
+        if i in of_bags:
+            continue
         columns = example.reshape(example.shape[0], -1).double()
         specs.append(
             InputSpec(
@@ -176,11 +201,11 @@ def _input_specs(program: ExportedProgram, examples: tuple[Tensor, ...], names: 
                 any_id=tuple(c in tables and tables[c].any_id for c in range(columns.shape[1])),
             )
         )
-    return tuple(specs)
+    return tuple(specs), ragged_spec(placed, examples, bounds)
 
 
 def _output_specs(
-    model: nn.Module, examples: tuple[Tensor, ...], names: Sequence[str] | None
+    model: nn.Module, examples: tuple[Tensor, ...], names: Sequence[str] | None, rows: int
 ) -> tuple[OutputSpec, ...]:
     with torch.no_grad():
         result = model(*examples)
@@ -188,9 +213,9 @@ def _output_specs(
     if not leaves or not all(isinstance(t, Tensor) and t.dim() and t.dtype in _NAMES for t in leaves):
         kinds = ", ".join(str(getattr(t, "dtype", type(t).__name__)) for t in leaves) or "nothing"
         raise ExportError(f"the model returns {kinds}; it must return tensors [batch, ...] of {', '.join(DTYPES)}")
-    if any(t.shape[0] != examples[0].shape[0] for t in leaves):
+    if any(t.shape[0] != rows for t in leaves):
         shapes = ", ".join(str(tuple(t.shape)) for t in leaves)
-        raise ExportError(f"outputs have shapes {shapes}; the batch ({examples[0].shape[0]}) must come first in each")
+        raise ExportError(f"outputs have shapes {shapes}; the batch ({rows}) must come first in each")
     if names is None:
         if isinstance(result, dict) and len(result) == len(leaves):
             names = list(result)
@@ -239,7 +264,9 @@ def _write_tensors(
     weights = dict(program.state_dict) | {CONSTANT + name: t for name, t in program.constants.items()}
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     save_file({name: t.detach().contiguous().clone() for name, t in weights.items()}, folder / WEIGHTS)
-    made = {f"input:{spec.name}": t for spec, t in zip(inputs, rows, strict=True)}
+    names = [spec.name for spec in inputs]
+    names += [LENGTHS, VALUES] if len(rows) > len(names) else []
+    made = {f"input:{name}": t for name, t in zip(names, rows, strict=True)}
     made |= {f"output:{spec.name}": t for spec, t in zip(outputs, scores, strict=True)}
     save_file({name: t.contiguous() for name, t in made.items()}, folder / GOLDEN)
 

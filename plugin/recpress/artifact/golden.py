@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from recpress.artifact import ragged
 from recpress.artifact.lower_linears import LINEARS
-from recpress.artifact.manifest import DTYPES, Golden, InputSpec
+from recpress.artifact.manifest import DTYPES, Golden, InputSpec, RaggedSpec
 from recpress.errors import ExportError
 from recpress_kernels.formats.rows import split_rows_int8
 
@@ -31,13 +32,17 @@ _ULPS = 4
 Score = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-def draw_rows(inputs: tuple[InputSpec, ...], *, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
+def draw_rows(
+    inputs: tuple[InputSpec, ...], bags: RaggedSpec | None = None, *, rows: int = ROWS, seed: int = 0
+) -> ragged.Rows:
     """``rows`` made rows for each input, uniform in each column's range; the first two are its ends.
 
-    Of a column that takes any id one row in eight has one from outside, the ends of its dtype among them.
+    Of a column that takes any id one row in eight has one from outside, the ends of its dtype among them. With bags
+    last their lengths and values.
     """
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_draw(spec, rows, generator) for spec in inputs)
+    drawn = tuple(_draw(spec, rows, generator) for spec in inputs)
+    return drawn if bags is None else drawn + ragged.draw(bags, rows, generator)
 
 
 def _draw(spec: InputSpec, rows: int, generator: torch.Generator) -> Tensor:
@@ -63,9 +68,9 @@ def _pick(table: int | None, example: float) -> float:
     return example if table is None else float(table)
 
 
-def in_batches(score: Score, inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+def in_batches(score: Score, inputs: ragged.Rows, batch: int, bags: RaggedSpec | None = None) -> tuple[Tensor, ...]:
     """Scores of all rows, computed ``batch`` rows at a time."""
-    parts = [score(tuple(t[i : i + batch] for t in inputs)) for i in range(0, inputs[0].shape[0], batch)]
+    parts = [score(ragged.part(bags, inputs, slice(i, i + batch))) for i in range(0, inputs[0].shape[0], batch)]
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
@@ -109,7 +114,9 @@ def deviations(scores: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Tens
     return worst
 
 
-def measure(module: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Golden]:
+def measure(
+    module: torch.fx.GraphModule, inputs: ragged.Rows, bags: RaggedSpec | None = None
+) -> tuple[tuple[Tensor, ...], Golden]:
     """Score the golden rows and set the tolerance from how far equal computations lie apart.
 
     Float operations differ in their last bits by batch size and by device. Most rows follow with their last bits;
@@ -123,19 +130,21 @@ def measure(module: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> tuple[t
     Args:
         module: the exported graph; its weights are changed on the way and put back.
         inputs: the golden rows.
+        bags: the model's bags, whose lengths and values come last in the rows.
 
     Raises:
         ExportError: a score is not finite.
     """
 
     def score(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(module(*rows)))
+        return tuple(tree_leaves(module(*ragged.arguments(bags, rows))))
 
-    expected = in_batches(score, inputs, ROWS)
+    expected = in_batches(score, inputs, ROWS, bags)
     if not torch.isfinite(deviations(expected, expected)).all():
         raise ExportError("the model's scores of made rows within its inputs' range are not finite; check its weights")
-    equal = [in_batches(score, inputs, batch) for batch in BATCHES]
-    equal += [tuple(tree_leaves(_Nudged(module, seed).run(*inputs))) for seed in range(_NUDGES)]
+    equal = [in_batches(score, inputs, batch, bags) for batch in BATCHES]
+    whole = ragged.arguments(bags, inputs)
+    equal += [tuple(tree_leaves(_Nudged(module, seed).run(*whole))) for seed in range(_NUDGES)]
     spreads = [deviations(other, expected).sort().values for other in equal]
     floor = _FLOOR * max(1.0, *(float(t.double().abs().max()) for t in expected))
     atol = max(floor, _MARGIN * max(float(s[ROWS - ROWS // OUTLIERS - 1]) for s in spreads))

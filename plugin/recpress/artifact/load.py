@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import recpress_kernels  # noqa: F401 - registers the ops that the graph calls
-from recpress.artifact import golden
+from recpress.artifact import golden, ragged
 from recpress.artifact.archive import check_archive
+from recpress.artifact.fold_weights import fold_weights
 from recpress.artifact.graph import build_module
 from recpress.artifact.lower import lower
 from recpress.artifact.lower_gpu import lower_to_gpu
@@ -46,7 +47,7 @@ class LoadedModel:
     verdict: golden.Verdict | None = None
 
     def score(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest.
+        """Outputs by name for inputs by name, each ``[batch, *shape]`` as in the manifest, bags as :mod:`ragged` says.
 
         Raises:
             ArtifactError: an input is missing, unknown, or of another dtype, shape or batch.
@@ -54,15 +55,15 @@ class LoadedModel:
         """
         tensors = self._checked(inputs)
         with torch.inference_mode():
-            outputs = self.module(*tensors)
+            outputs = self.module(*ragged.arguments(self.manifest.ragged, tensors))
         return {spec.name: output for spec, output in zip(self.manifest.outputs, outputs, strict=True)}
 
-    def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        names = [spec.name for spec in self.manifest.inputs]
+    def _checked(self, inputs: Mapping[str, Tensor]) -> ragged.Rows:
+        names = ragged.names(self.manifest)
         if set(inputs) != set(names):
             raise ArtifactError(f"inputs are {', '.join(sorted(inputs)) or 'none'}; the model takes {', '.join(names)}")
         tensors = []
-        for spec in self.manifest.inputs:
+        for spec in (*self.manifest.inputs, *ragged.lengths_specs(self.manifest)):
             given = inputs[spec.name]
             if given.dtype != DTYPES[spec.dtype] or tuple(given.shape[1:]) != spec.shape or given.dim() == 0:
                 raise ArtifactError(
@@ -71,9 +72,13 @@ class LoadedModel:
                 )
             tensors.append(given.to(self.device))
         if len({t.shape[0] for t in tensors}) > 1:
-            given = ", ".join(f"{name}: {t.shape[0]}" for name, t in zip(names, tensors, strict=True))
+            given = ", ".join(f"{name}: {t.shape[0]}" for name, t in zip(names, tensors, strict=False))
             raise ArtifactError(f"inputs differ in their number of rows ({given}); give the same for all")
-        return tensors
+        if self.manifest.ragged is None:
+            return tuple(tensors)
+        if problem := ragged.problem(self.manifest.ragged, tensors[-1], inputs[ragged.VALUES]):
+            raise ArtifactError(problem)
+        return (*tensors, ragged.trimmed(tensors[-1], inputs[ragged.VALUES]).to(self.device))
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedModel:
@@ -93,7 +98,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedMod
     with _no_collection():
         module = build_module(program, weights, folder / GRAPH, torch.device(device))
     del program, weights
+    decoded = fold_weights(module)
     kernels, choices = lower(module) if torch.device(device).type == "cpu" else _lower_to_gpu(module, device)
+    kernels += f"; weights of {decoded} layers decoded to float" if decoded else ""
     # The new module holds the tensors that its graph reads now, no others.
     module = torch.fx.GraphModule(module, module.graph)
     model = LoadedModel(module, manifest, torch.device(device), kernels, tuple(choices))
@@ -133,19 +140,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_golden(folder: str | Path, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The golden rows of an artifact and their scores: inputs by name and outputs by name.
 
+    The values of bags are ``[N]``: :func:`recpress.artifact.ragged.wire_rows` makes of them what a client sends.
+
     Raises:
         ArtifactError: they cannot be read, or do not fit the manifest.
     """
     tensors = read_tensors(Path(folder) / GOLDEN)
-    groups = (("input", manifest.inputs), ("output", manifest.outputs))
+    groups = (("input", (*manifest.inputs, *ragged.lengths_specs(manifest))), ("output", manifest.outputs))
     wanted = {f"{kind}:{spec.name}": spec for kind, specs in groups for spec in specs}
     for name, spec in wanted.items():
         shape, dtype = (manifest.golden.rows, *spec.shape), DTYPES[spec.dtype]
         if name not in tensors or tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype:
             raise ArtifactError(f"{Path(folder) / GOLDEN} does not hold {name!r} as {dtype} {shape}; export again")
-    inputs = {spec.name: tensors[f"input:{spec.name}"] for spec in manifest.inputs}
+    if manifest.ragged is not None and not _bags_fit(manifest, tensors):
+        raise ArtifactError(f"{Path(folder) / GOLDEN} holds bags that do not fit their lengths; export again")
+    inputs = {name: tensors[f"input:{name}"] for name in ragged.names(manifest)}
     outputs = {spec.name: tensors[f"output:{spec.name}"] for spec in manifest.outputs}
     return inputs, outputs
+
+
+def _bags_fit(manifest: Manifest, tensors: Mapping[str, Tensor]) -> bool:
+    values, lengths = tensors.get(f"input:{ragged.VALUES}"), tensors[f"input:{ragged.LENGTHS}"]
+    dtype = DTYPES[manifest.ragged.dtype]
+    return values is not None and values.dtype == dtype and values.shape == (int(lengths.sum()),)
 
 
 def check_golden(model: LoadedModel, folder: str | Path) -> golden.Verdict:
@@ -155,7 +172,8 @@ def check_golden(model: LoadedModel, folder: str | Path) -> golden.Verdict:
         ArtifactError: they differ by more than the manifest allows.
     """
     inputs, expected = read_golden(folder, model.manifest)
-    scores = model.score(inputs)
+    everything = slice(0, model.manifest.golden.rows)
+    scores = model.score(ragged.wire_rows(model.manifest, inputs, everything))
     verdict = golden.judge(tuple(t.cpu() for t in scores.values()), tuple(expected.values()), model.manifest.golden)
     if not verdict.ok:
         raise ArtifactError(

@@ -65,6 +65,36 @@ class InputSpec(_Spec):
         return tuple((None, None) if any_id else end for end, any_id in zip(ends, free, strict=True))
 
 
+class BagSpec(_Frozen):
+    """A feature of any number of ids a row, two arguments of the graph; ragged.py says how it travels.
+
+    Attributes:
+        name: that of the argument with the values.
+        form: what the other argument is.
+        max_length: how many values a row may have.
+        values_at, bags_at: the arguments' positions.
+        low, high: the range of the examples' values.
+        table_low, table_high: what is allowed of a value, both ends in; None where nothing is known, or any will do.
+    """
+
+    name: str
+    form: Literal["offsets", "lengths"]
+    max_length: int
+    values_at: int
+    bags_at: int
+    low: int
+    high: int
+    table_low: int | None
+    table_high: int | None
+
+
+class RaggedSpec(_Frozen):
+    """The bags of a model, in the order of the columns of their lengths, and the dtype of lengths and values."""
+
+    dtype: Literal["int32", "int64"]
+    bags: tuple[BagSpec, ...]
+
+
 class OutputSpec(_Spec):
     """One output; ``shape`` leaves out the batch."""
 
@@ -159,6 +189,7 @@ class Manifest(_Frozen):
     golden: Golden
     sha256: dict[str, str]
     versions: dict[str, str]
+    ragged: RaggedSpec | None = None
 
     @property
     def bytes_before(self) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from recpress.artifact import ragged
 from recpress.artifact.load import LoadedModel, load, read_golden
 from recpress.errors import RepositoryError, ServerError
 from recpress.latency import Latency, interleave
@@ -63,10 +64,10 @@ def run(model: Path, *, calls: int = 2000, seconds: float = 10.0) -> dict[str, f
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="recpress-overhead-") as folder, _served(model, Path(folder)) as server:
         names = {"identity": IDENTITY, "model": model.name}
-        rows = _golden_row(loaded, model / str(version))
+        rows, arguments = _golden_row(loaded, model / str(version))
         with _over_grpc(server.url("grpc")) as send:
             variants = {key: send(name, rows) for key, name in names.items()}
-            found = interleave(variants | {"forward": _forward(loaded, rows)}, calls=calls, warm_up=calls // 10)
+            found = interleave(variants | {"forward": _forward(loaded, arguments)}, calls=calls, warm_up=calls // 10)
         rates = {
             f"{key}_requests_a_second": _closed_loop(server.url("http"), name, rows, seconds)
             for key, name in names.items()
@@ -98,18 +99,17 @@ def _served(model: Path, folder: Path) -> Iterator[Server]:
         yield server
 
 
-def _golden_row(model: LoadedModel, folder: Path) -> dict[str, torch.Tensor]:
-    """One row of each input, the first that is neither end of the inputs' ranges."""
-    inputs, _ = read_golden(folder, model.manifest)
-    return {name: rows[3:4].clone() for name, rows in inputs.items()}
+def _golden_row(model: LoadedModel, folder: Path) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+    """A row as it travels, the first that is neither end of the inputs' ranges, and as the graph takes it."""
+    (inputs, _), manifest, which = read_golden(folder, model.manifest), model.manifest, slice(3, 4)
+    rows = ragged.part(manifest.ragged, tuple(inputs[name].clone() for name in ragged.names(manifest)), which)
+    return ragged.wire_rows(manifest, inputs, which), ragged.arguments(manifest.ragged, rows)
 
 
-def _forward(model: LoadedModel, rows: dict[str, torch.Tensor]) -> Callable[[], object]:
-    inputs = tuple(rows.values())
-
+def _forward(model: LoadedModel, arguments: tuple[torch.Tensor, ...]) -> Callable[[], object]:
     def call():
         with torch.inference_mode():
-            return model.module(*inputs)
+            return model.module(*arguments)
 
     return call
 

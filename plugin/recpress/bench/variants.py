@@ -13,6 +13,7 @@ from recpress.layers import Int8Linear
 from recpress.pipeline import Report, compress
 from recpress.pruning.rows import PruneRow
 from recpress.pruning.spec import PruneSpec
+from recpress.quantize.cluster import LEVELS, stored_bytes
 from recpress.recipe import Recipe, as_recipe
 from recpress_kernels.formats.int8 import quantize_per_channel
 from recpress_kernels.formats.rows import row_bytes
@@ -121,6 +122,14 @@ PRUNING = {
     "structured-50": Variant(Recipe.preset("structured-50"), tuned=True, bounds=PRUNED),
 }
 VARIANTS |= PRUNING
+VARIANTS |= {
+    "clustered-16": Variant(Recipe(name="clustered-16", linear="clustered-16")),
+    "clustered-16-qat": Variant(Recipe(name="clustered-16", linear="clustered-16"), tuned=True),
+    "clustered-256": Variant(Recipe(name="clustered-256", linear="clustered-256")),
+    "dimensions-50": Variant(
+        Recipe(name="dimensions-50", prune=PruneSpec(pattern="dimensions", sparsity=0.5)), tuned=True
+    ),
+}
 
 
 def _budget(steps: int) -> int:
@@ -163,6 +172,9 @@ def least_bytes(model: nn.Module, recipe: Recipe) -> int:
     for name, kind in layers.items():
         weight, scheme = model.get_submodule(name).weight, schemes[name][0]
         rows, columns = weight.shape
+        if scheme in LEVELS:
+            saved += max(weight.nbytes - stored_bytes(rows, columns, LEVELS[scheme]), 0)
+            continue
         if scheme == "int8-24":
             row = -(-columns // 4) * 2 + -(-columns // 8) + SCALE_BYTES
         else:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recpress.cli import loadtest, monitoring, serving
+from recpress.cli import canary, loadtest, monitoring, report, retention, serving
 from recpress.errors import RecpressError
 
 app = typer.Typer(
@@ -118,6 +118,7 @@ def package(
     instances: Annotated[int | None, typer.Option(help="Processes that serve the model; 1.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each instance; 1.")] = None,
     queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds a request may wait for others; 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where it is served: cpu or cuda; cpu.")] = None,
 ) -> None:
     """Add an artifact to a model repository, as the next version of a model; options stay as they were by default."""
     from recpress.serving.repository import package as add
@@ -130,21 +131,27 @@ def package(
         instances=instances,
         threads=threads,
         queue_delay_us=queue_delay_us,
+        device=device,
     )
     typer.echo(f"{name}, version {version.name}, is in {repository}; serve it with: recpress serve {repository}")
 
 
-for verb in (
+VERBS = (
     serving.serve,
     serving.deploy,
     serving.rollback,
     serving.probe,
     serving.proxy,
+    retention.versions,
+    retention.prune_versions,
     loadtest.loadtest,
+    report.report,
     monitoring.exporter,
     monitoring.dashboard,
-):
+)
+for verb in VERBS:
     app.command()(verb)
+app.add_typer(canary.app, name="canary")
 
 
 class Benchmark(str, Enum):
@@ -160,6 +167,7 @@ class Benchmark(str, Enum):
     quality = "quality"
     metrics = "metrics"
     overhead = "overhead"
+    loadtest = "loadtest"
     overload = "overload"
     prune = "prune"
     serve = "serve"

@@ -79,11 +79,11 @@ def deploy(
     """Add an artifact as a model's next version, load it in the running server, and prove it over the wire."""
     from recpress.serving.versions import deploy as change
 
-    control = _control(server, key_file, repository)
-    done = change(folder, repository, name=name, server=control, load_timeout_s=load_timeout)
+    running = control(server, key_file, repository)
+    done = change(folder, repository, name=name, server=running, load_timeout_s=load_timeout)
     before = "" if done.before is None else f", version {done.before} stays loaded"
     where = (
-        f"in service at {control.address} after {done.seconds:.1f} s" if control else "in the repository, not loaded"
+        f"in service at {running.address} after {done.seconds:.1f} s" if running else "in the repository, not loaded"
     )
     typer.echo(f"{name}, version {done.now}, is {where}{before}")
 
@@ -97,9 +97,9 @@ def rollback(
     """Take a model's newest version out of service and let the one before serve."""
     from recpress.serving.versions import rollback as change
 
-    control = _control(server, key_file, repository)
-    done = change(repository, name=name, server=control)
-    where = f"serves at {control.address} after {done.seconds:.2f} s" if control else "is next to serve"
+    running = control(server, key_file, repository)
+    done = change(repository, name=name, server=running)
+    where = f"serves at {running.address} after {done.seconds:.2f} s" if running else "is next to serve"
     typer.echo(f"{name}, version {done.now}, {where}; version {done.before} is withdrawn")
 
 
@@ -157,7 +157,7 @@ def _key_path(given: Path | None) -> Path | None:
     return given or (Path(named) if named else None)
 
 
-def _control(address: str | None, key_file: Path | None, repository: Path):
+def control(address: str | None, key_file: Path | None, repository: Path):
     """The running server to change, None where none runs here on the repository and none is named."""
     from recpress.serving.control import Control, find_server, read_key
 

@@ -62,6 +62,7 @@ def draw(
         empty += not any(series.values())
         (_heatmap if panel.kind == "heatmap" else _lines)(place, panel, series, end)
         place.set_title(panel.title, loc="left", fontsize=10)
+        place.set_xlabel("minutes to the end", fontsize=8)
     for place in places[len(board.panels) :]:
         place.set_axis_off()
     _write(figure, output)

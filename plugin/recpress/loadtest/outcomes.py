@@ -3,7 +3,7 @@
 import asyncio
 from enum import IntEnum
 
-from recpress.errors import RequestError, ServerError
+from recpress.errors import OverloadError, RequestError, ServerError
 
 
 class Outcome(IntEnum):
@@ -53,7 +53,7 @@ def outcome_of(error: BaseException) -> Outcome:
     gRPC says UNAVAILABLE both of a server that has no room and of one that is not there; its text tells them apart.
     """
     text = str(error).lower()
-    if any(told in text for told in _OVERLOADED):
+    if isinstance(error, OverloadError) or any(told in text for told in _OVERLOADED):
         return Outcome.REJECTED
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
         return Outcome.TIMEOUT

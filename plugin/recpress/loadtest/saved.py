@@ -77,6 +77,13 @@ class Saved(_Frozen):
     scores: SavedScores
     problems: tuple[str, ...]
 
+    @property
+    def held(self) -> SavedStep | None:
+        """The load with the most right answers a second of those that kept to the objective, if any did."""
+        objective = self.objective_p99_s
+        kept = [s for s in self.steps if objective is not None and (s.percentile(99) or math.inf) <= objective]
+        return max(kept, key=lambda step: step.throughput or 0.0, default=None)
+
 
 def saved(test: LoadTest) -> Saved:
     """The form of ``test`` that is written."""

@@ -9,8 +9,8 @@ from rich.table import Table
 from recpress.errors import MissingDependencyError
 from recpress.loadtest.saved import PERCENTS, Saved, SavedStep
 
-_COLORS = {50.0: "#9aa5b8", 99.0: "#0b7a75", 99.9: "#b4540a"}
-_INK, _OBJECTIVE = "#1f2430", "#b3261e"
+COLORS = {50.0: "#9aa5b8", 99.0: "#0b7a75", 99.9: "#b4540a"}
+INK, OBJECTIVE = "#1f2430", "#b3261e"
 
 
 def print_test(test: Saved) -> None:
@@ -91,19 +91,21 @@ def plot(test: Saved) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
+        figure = Figure(figsize=(5, 3.6), layout="constrained")
         axes = figure.subplots()
-        for percent, color in _COLORS.items():
+        for percent, color in COLORS.items():
             points = [(step.throughput, step.percentile(percent)) for step in test.steps]
             known = [(x, y * 1e3) for x, y in points if x is not None and y is not None]
             if known:
                 axes.plot(*zip(*known, strict=True), marker="o", color=color, label=percent_name(percent))
         if test.objective_p99_s is not None:
-            axes.axhline(test.objective_p99_s * 1e3, color=_OBJECTIVE, linestyle="--", label="objective of p99")
+            axes.axhline(test.objective_p99_s * 1e3, color=OBJECTIVE, linestyle="--", label="objective of p99")
         _dress(axes)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True
+        )
     _, opening, rest = buffer.getvalue().partition("<svg")
     return opening + rest
 
@@ -116,11 +118,11 @@ def _dress(axes) -> None:
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(left=0)
-    axes.set_xlabel("right answers a second", color=_INK)
-    axes.set_ylabel("latency, ms", color=_INK)
-    axes.tick_params(colors=_INK, length=3)
-    axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
+    axes.set_xlabel("right answers a second", color=INK)
+    axes.set_ylabel("latency, ms", color=INK)
+    axes.tick_params(colors=INK, length=3)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.spines[["left", "bottom"]].set_color(INK)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor=_INK)
+        axes.legend(frameon=False, labelcolor=INK)

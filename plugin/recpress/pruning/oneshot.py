@@ -77,7 +77,7 @@ def prune(
             scores, unreached = scored(new, found, spec, calibration, loss)
             found = [target for target in found if target.name in scores]
             if spec.permute:
-                scores = permute.improve(new, found, scores, spec.n_m)
+                scores = _permuted(new, found, scores, spec)
             keep, thresholds = decide(spec, found, scores, spec.sparsity)
             for target in found:
                 masks.narrow(target.weight, keep[target.name])
@@ -181,6 +181,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in model.modules():
             module.training = training.get(module, model.training)
+
+
+def _permuted(model: nn.Module, found: list[Target], scores: dict[str, Tensor], spec: PruneSpec) -> dict[str, Tensor]:
+    try:
+        return permute.improve(model, found, scores, spec.n_m)
+    except PruningError:
+        if spec.permute == "auto":
+            return scores
+        raise
 
 
 def _check(spec: PruneSpec, calibration: object, loss: Loss | None) -> None:

@@ -44,7 +44,8 @@ class PruneSpec(BaseModel):
         keep: patterns over layers' names (``*``, ``?``, ``[...]``) that stay dense; tables' for dimensions, and
             attentions' for heads.
         permute: for n:m: look for an order of hidden units in which more of the scores stays, and put it into the
-            layers on either side (permute.py); the model is the same but for the order of its sums.
+            layers on either side (permute.py); the model is the same but for the order of its sums. ``"auto"``: where
+            torch.fx can follow the model; True: an error where it cannot.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,7 +56,7 @@ class PruneSpec(BaseModel):
     threshold: float | Literal["median"] | None = None
     ranking: Literal["layer", "row", "global"] = "layer"
     keep: tuple[str, ...] = ()
-    permute: bool = False
+    permute: bool | Literal["auto"] = False
 
     def __init__(self, **given: object) -> None:
         try:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recpress.errors import UnsupportedLayerError
+from recpress.quantize import cluster
 from recpress_kernels.formats.affine import ACTIVATION_LEVELS, affine
 from recpress_kernels.formats.int8 import QMAX, quantize_per_channel
 from recpress_kernels.formats.rows import dequantize_rows
@@ -87,6 +88,14 @@ def row_integers(x: Tensor) -> tuple[Tensor, Tensor]:
     return straight_through(steps, q), scale
 
 
+def _check_folded(layer: nn.Module, input: Tensor) -> None:
+    if layer.folded and input.dim() != 2:
+        raise UnsupportedLayerError(
+            f"a linear layer into which the BatchNorm1d after it was folded is given inputs {tuple(input.shape)}; "
+            "that is the same for two dimensions alone: keep this layer by an override"
+        )
+
+
 class FakeLinear(nn.Linear):
     """``nn.Linear`` as it will be once compressed to one of :data:`LINEAR_SCHEMES`.
 
@@ -120,11 +129,7 @@ class FakeLinear(nn.Linear):
         Raises:
             UnsupportedLayerError: a batch norm was folded into the layer, and the input has not two dimensions.
         """
-        if self.folded and input.dim() != 2:
-            raise UnsupportedLayerError(
-                f"a linear layer into which the BatchNorm1d after it was folded is given inputs {tuple(input.shape)}; "
-                "that is the same for two dimensions alone: keep this layer by an override"
-            )
+        _check_folded(self, input)
         with torch.autocast(input.device.type, enabled=False):
             weight, weight_scale = self.integer_weight()
             inputs, scale = self._integer_inputs(input)
@@ -162,6 +167,36 @@ class FakeLinear(nn.Linear):
         if isinstance(scale, nn.Parameter):
             scale = learned(scale, x.shape[-1], largest)
         return clipped_integers(x.float(), scale, -zero, largest - zero), scale
+
+
+class FakeClusteredLinear(nn.Linear):
+    """``nn.Linear`` whose weights share centroids, which are trained: each takes the sum of its weights' gradients.
+
+    Parameters: ``centroids`` float32 ``[16 or 256]``, ``bias``. Buffers: ``codes`` int32 ``[out, in]``, which stay, and
+    ``moves`` float32, 0 for a centroid that is zero: weights that were pruned stay so.
+    """
+
+    def __init__(self, linear: nn.Linear, levels: int, *, folded: bool) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        codes, centroids = cluster.cluster(linear.weight, levels)
+        self.weight, self.bias, self.folded = None, linear.bias, folded
+        self.centroids = nn.Parameter(centroids)
+        self.register_buffer("codes", codes.int())
+        self.register_buffer("moves", (centroids != 0).float())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]`` in the dtype of the input.
+
+        Raises:
+            UnsupportedLayerError: as :class:`FakeLinear`.
+        """
+        _check_folded(self, input)
+        weight = self.values()[self.codes].to(input.dtype)
+        return functional.linear(input, weight, None if self.bias is None else self.bias.to(input.dtype))
+
+    def values(self) -> Tensor:
+        """What the weights share, float32."""
+        return self.centroids * self.moves
 
 
 class FakeEmbedding(nn.Embedding):

@@ -1,75 +1,115 @@
-"""The demo's report as one self-contained page: tables and a plot, no script and nothing fetched."""
+"""One self-contained page on a compressed model: no script, and nothing fetched."""
 
-import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
+from typing import NamedTuple
 
 from recpress import __version__
 from recpress.artifact.manifest import Manifest
-from recpress.demo import Result
-from recpress.report.demo_table import rows
+from recpress.errors import MissingDependencyError
+from recpress.latency import Latency
+from recpress.loadtest import show
+from recpress.loadtest.saved import PERCENTS, Saved
+from recpress.report.paired import Paired
 from recpress.report.tables import human_bytes, training_lines, what_was_done
 
-_INK, _BEFORE, _AFTER = "#1f2430", "#9aa5b8", "#0b7a75"
+_THEMED = {show.INK: "var(--ink)", show.OBJECTIVE: "var(--alarm)"} | dict(
+    zip(show.COLORS.values(), ("var(--before)", "var(--after)", "var(--tail)"), strict=True)
+)
 
 
-def write_page(path: Path, manifest: Manifest, result: Result) -> None:
-    """Write the page to ``path``."""
-    from jinja2 import Environment
+@dataclass(frozen=True)
+class Served:
+    """What requests of ``batch`` rows, one at a time, took a client of the server, and the backend of that."""
 
+    client: Mapping[int, Latency]
+    execute: Latency
+    requests: int
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page says beyond the manifest.
+
+    Attributes:
+        title: of the page.
+        notes: sentences below it.
+        quality: metrics of the original and the compressed model, each with the interval of their difference; what the
+            manifest has beside them is shown without one.
+        local: in process, by batch size: of ``original`` and ``compressed``.
+        served: by the demo's client.
+        tests: load tests of the served model, and of others to compare with.
+    """
+
+    title: str
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+    quality: Mapping[str, Paired] = field(default_factory=dict)
+    local: Mapping[int, Mapping[str, Latency]] = field(default_factory=dict)
+    served: Served | None = None
+    tests: tuple[Saved, ...] = ()
+
+    @property
+    def metrics(self) -> list["Metric"]:
+        """Those with an interval, then those of which the manifest has but a figure before and after."""
+        found = [Metric(name, p.before, p.after, (p.low, p.high)) for name, p in self.quality.items()]
+        known = {name.lower() for name in self.quality}
+        after = self.manifest.quality_after
+        bare = self.manifest.quality_before.items()
+        return found + [Metric(name, x, after[name], None) for name, x in bare if name.lower() not in known]
+
+
+class Metric(NamedTuple):
+    """A metric of the original and the compressed model, and the 95 % interval of its change where that is known."""
+
+    name: str
+    before: float
+    after: float
+    interval: tuple[float, float] | None
+
+
+def page(content: Content) -> str:
+    """The page as HTML; all text of ``content`` is escaped.
+
+    Raises:
+        MissingDependencyError: jinja2 is not installed, or matplotlib where there are load tests.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"a report needs jinja2 ({error}); install it with: pip install 'recpress[demo]'"
+        ) from None
+    if content.tests:
+        show.require_plot()
+    layers = content.manifest.layers
     template = files("recpress.report").joinpath("page.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
-    text = page.render(
-        rows=rows(result),
-        layers=manifest.layers,
-        parameters=sum(layer.parameters for layer in manifest.layers),
-        human_bytes=human_bytes,
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.tests["slow_tester"] = show.tester_is_slow
+    environment.filters |= {"bytes": human_bytes, "ms": show.milliseconds, "percent_name": show.percent_name}
+    return environment.from_string(template).render(
+        content=content,
+        manifest=content.manifest,
+        parameters=sum(layer.parameters for layer in layers),
+        largest=max((layer.bytes_before for layer in layers), default=0) or 1,
+        calibrated=any(layer.sqnr_db is not None or layer.error_share is not None for layer in layers),
+        slowest=max((pair["original"].p50 for pair in content.local.values()), default=0.0) or 1.0,
+        plots=[_themed(show.plot(test), i) for i, test in enumerate(content.tests)],
+        errors=show.errors,
+        percents=PERCENTS,
         what_was_done=what_was_done,
         training_lines=training_lines,
-        manifest=manifest,
-        result=result,
-        plot=plot(manifest, result),
         version=__version__,
     )
-    path.write_text(text, encoding="utf-8")
 
 
-def plot(manifest: Manifest, result: Result) -> str:
-    """Bytes of each layer, and median latencies in process, before and after: an SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    sizes, times = figure.subplots(1, 2, width_ratios=(3, 2))
-    layers = [layer for layer in manifest.layers if layer.bytes_before]
-    _pairs(
-        sizes,
-        [", ".join(layer.names) for layer in layers],
-        [
-            [layer.bytes_before / 1024 for layer in layers],
-            [layer.bytes_after / 1024 for layer in layers],
-        ],
-    )
-    sizes.set_title("KiB of each layer", loc="left", color=_INK)
-    local = result.local
-    _pairs(
-        times,
-        [f"batch {batch}" for batch in local],
-        [
-            [variants["original"].p50 * 1e3 for variants in local.values()],
-            [variants["compressed"].p50 * 1e3 for variants in local.values()],
-        ],
-    )
-    times.set_title("median ms in process, one thread", loc="left", color=_INK)
-    sizes.legend(["original", "compressed"], frameon=False, loc="best")
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
-
-
-def _pairs(axes, labels: list[str], series: list[list[float]]) -> None:
-    for values, color, shift in zip(series, (_BEFORE, _AFTER), (-0.2, 0.2), strict=True):
-        axes.barh([i + shift for i in range(len(labels))], values, height=0.38, color=color)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.tick_params(length=0, colors=_INK)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+def _themed(svg: str, number: int) -> str:
+    """An SVG of matplotlib whose colours follow the page, light or dark, and whose ids are its own."""
+    for color, variable in _THEMED.items():
+        svg = svg.replace(color, variable)
+    svg = re.sub(r'\bid="', f'id="plot{number}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>plot{number}-", svg)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)

@@ -92,7 +92,8 @@ def pruning_table(rows: Iterable[PruneRow | PrunedParameter]) -> Table:
         reason = row.reason if row.status == "pruned" else f"kept: {row.reason}"
         table.add_row(row.name, f"{row.before:,}", f"{row.after:,}", f"{row.zeros:,}", threshold, reason)
     before, after, zeros = (sum(getattr(row, of) for row in rows) for of in ("before", "after", "zeros"))
-    table.add_row("all", f"{before:,}", f"{after:,}", f"{zeros:,}", "", f"{1 - (after - zeros) / before:.1%} is gone")
+    gone = before - after + sum(row.zeros for row in rows if row.status == "pruned")
+    table.add_row("all", f"{before:,}", f"{after:,}", f"{zeros:,}", "", f"pruning took {gone / before:.1%}")
     return table
 
 
@@ -121,6 +122,9 @@ def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict |
         rows = [f"{high + 1}{' or any' * free}" for high, free in ends if high is not None]
         shown = ", ".join(rows[:8]) + (", …" if len(rows) > 8 else "")
         table.add_row("input", spec.name, spec.dtype, str(list(spec.shape)), f"{shown} rows" if rows else "")
+    for bag in () if manifest.ragged is None else manifest.ragged.bags:
+        rows = "" if bag.table_high is None else f"{bag.table_high + 1} rows"
+        table.add_row("bag", bag.name, manifest.ragged.dtype, f"up to {bag.max_length} values", rows)
     for spec in manifest.outputs:
         table.add_row("output", spec.name, spec.dtype, str(list(spec.shape)), "")
     console.print(table)

@@ -51,8 +51,8 @@ def auto(
 
     Where the original reaches the target it is quantised, and each candidate is judged again: one that falls short is
     tried with the layer of most error in a gentler scheme, up to three times, and then trained quantised.
-    Where the original falls short, as an over-fitted one may, it is pruned and fine-tuned, which regularises it, and
-    what then reaches the target is quantised in the same way. The first training has a control, the original trained
+    Where the original falls short it is pruned and fine-tuned, since pruning may regularise it, and what then reaches
+    the target is quantised in the same way. The first training has a control, the original trained
     the same way without compression, with a line of its own: what it gains is no merit of pruning.
 
     The figure decides, and the table has the interval beside it. Whatever is chosen on ``rows`` is flattered by having

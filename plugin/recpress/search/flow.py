@@ -102,7 +102,7 @@ class Flow:
         (pruned, before), rest = self._pruned[key], Recipe(**{**recipe.model_dump(), "prune": None})
         if pruned is None:
             self.trials.append(Trial(recipe.name, "not tried", f"{before.name}: {before.verdict}"))
-        elif (rest.linear, rest.embedding) != ("keep", "keep") or rest.overrides:
+        elif (rest.linear, rest.embedding) != ("keep", "keep") or rest.overrides or rest.oov or rest.prune_rows:
             self._quantised(pruned.model, rest, pruned.report)
 
     def _quantised(self, source: nn.Module, recipe: Recipe, pruned: Report | None) -> None:

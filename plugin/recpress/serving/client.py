@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recpress.errors import MissingDependencyError
+from recpress.errors import MissingDependencyError, RequestError
 from recpress.serving import wire
 from recpress.serving.limiter import Limiter
 from recpress.serving.wire import Protocol
@@ -97,6 +97,28 @@ class Client:
             except OSError as error:
                 raise wire.unreachable(error, where) from None
         return wire.outputs(answer, self.protocol)
+
+    def parameters(self, model: str) -> dict[str, str]:
+        """The parameters in the configuration of ``model``; none where the server does not serve it.
+
+        Raises:
+            ServerError: the server cannot be reached, or does not answer in time.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        where = f"{self.url} ({self.protocol})"
+        options = {"as_json": True, "client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
+        try:
+            answer = self._client.get_model_config(model, **options)
+        except InferenceServerException as error:
+            refused = wire.refusal(error, model, where)
+            if isinstance(refused, RequestError):
+                return {}
+            raise refused from None
+        except OSError as error:
+            raise wire.unreachable(error, where) from None
+        found = answer.get("config", answer).get("parameters", {})
+        return {name: value["string_value"] for name, value in found.items()}
 
 
 class AsyncClient:

@@ -6,13 +6,16 @@ import tempfile
 from pathlib import Path
 
 from recpress.artifact.manifest import Manifest
+from recpress.artifact.ragged import LENGTHS, VALUES
 from recpress.errors import MissingDependencyError, RepositoryError
 
 BACKEND = "recpress"
 CONFIG = "config.pbtxt"
 WITHDRAWN = ".withdrawn-"
 """Prefix of the folders of versions that were rolled back: no versions to the server, and their numbers stay taken."""
-DEFAULTS = {"max_batch_size": 1024, "instances": 1, "threads": 1, "queue_delay_us": 0}
+DEFAULTS = {"max_batch_size": 1024, "instances": 1, "threads": 1, "queue_delay_us": 0, "device": "cpu"}
+_KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+DEVICES = tuple(_KINDS)
 _TYPES = {
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
@@ -34,9 +37,18 @@ def _protobuf():
 
 
 def config_text(
-    manifest: Manifest, *, name: str, max_batch_size: int, instances: int, threads: int, queue_delay_us: int
+    manifest: Manifest,
+    *,
+    name: str,
+    max_batch_size: int,
+    instances: int,
+    threads: int,
+    queue_delay_us: int,
+    device: str,
 ) -> str:
     """The whole ``config.pbtxt`` of a model, built as a ModelConfig message and parsed back.
+
+    On ``cuda`` the server makes as many instances on each GPU that it sees.
 
     Raises:
         MissingDependencyError: tritonclient is not installed.
@@ -45,11 +57,16 @@ def config_text(
     config = model_config_pb2.ModelConfig(name=name, backend=BACKEND, max_batch_size=max_batch_size)
     for spec in manifest.inputs:
         config.input.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
+    if manifest.ragged is not None:
+        kind = _TYPES[manifest.ragged.dtype]
+        config.input.add(name=LENGTHS, data_type=kind, dims=[len(manifest.ragged.bags)])
+        # Else requests of different lengths would not be joined.
+        config.input.add(name=VALUES, data_type=kind, dims=[-1], allow_ragged_batch=True)
     for spec in manifest.outputs:
         config.output.add(name=spec.name, data_type=_TYPES[spec.dtype], dims=spec.wire_shape)
     config.version_policy.latest.num_versions = 1
     config.dynamic_batching.max_queue_delay_microseconds = queue_delay_us
-    config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=instances, kind=_KINDS[device])
     config.parameters["threads"].string_value = str(threads)
     return _written(config)
 
@@ -76,13 +93,16 @@ def read_config(model: Path):
         raise RepositoryError(f"{path} cannot be read as a model's configuration ({error})") from None
 
 
-def options_of(config) -> dict[str, int]:
+def options_of(config) -> dict[str, int | str]:
     """The options of :func:`config_text` that ``config`` was written with."""
+    _, model_config_pb2 = _protobuf()
+    on_gpu = any(group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
     return {
         "max_batch_size": config.max_batch_size,
         "instances": sum(group.count for group in config.instance_group),
         "threads": int(config.parameters["threads"].string_value or 1),
         "queue_delay_us": config.dynamic_batching.max_queue_delay_microseconds,
+        "device": "cuda" if on_gpu else "cpu",
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 PARAMETER = "deadline_unix_us"
-MALFORMED, EXPIRED, LATE = "malformed", "expired", "late"
+MALFORMED, EXPIRED, LATE = "malformed_deadline", "deadline_passed", "deadline_too_close"
 REASONS = (MALFORMED, EXPIRED, LATE)
 """No deadline at all; passed while the request waited; would pass during the forward."""
 MARGIN_S = 0.002

@@ -10,6 +10,7 @@ import torch
 from recpress.artifact import golden
 from recpress.artifact.load import read_golden
 from recpress.artifact.manifest import Golden, Manifest, read_manifest
+from recpress.artifact.ragged import wire_rows
 from recpress.errors import ProbeError, RecpressError, RepositoryError
 from recpress.serving.client import Client
 from recpress.serving.config import CONFIG, options_of, read_config, served_versions
@@ -114,10 +115,11 @@ def _replay(
     parts = []
     for begin in range(0, manifest.golden.rows, batch):
         part = slice(begin, begin + batch)
-        sent = {s.name: inputs[s.name][part].reshape(-1, *s.wire_shape).numpy() for s in manifest.inputs}
-        begin = time.perf_counter()
+        sent = wire_rows(manifest, inputs, part)
+        sent = {name: (rows if rows.dim() > 1 else rows[:, None]).numpy() for name, rows in sent.items()}
+        sent_at = time.perf_counter()
         answer = client.score(model, sent, version=version)
-        taken(time.perf_counter() - begin)
+        taken(time.perf_counter() - sent_at)
         for spec in manifest.outputs:
             if answer.get(spec.name) is None:
                 raise ProbeError(

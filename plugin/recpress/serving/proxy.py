@@ -114,7 +114,7 @@ http {
             limit_conn recpress $limit;
             grpc_pass grpc://recpress_grpc;
         }
-        location ~ ^/inference.GRPCInferenceService/(Server|Model)(Live|Ready|Metadata)$$ {
+        location ~ ^/inference.GRPCInferenceService/((Server|Model)(Live|Ready|Metadata)|ModelConfig)$$ {
             grpc_pass grpc://recpress_grpc;
         }
         location ~ ^/grpc.health.v1.Health/ {

@@ -19,6 +19,7 @@ from recpress.errors import RepositoryError
 from recpress.serving.config import (
     CONFIG,
     DEFAULTS,
+    DEVICES,
     config_text,
     next_version,
     options_of,
@@ -41,6 +42,7 @@ def package(
     instances: int | None = None,
     threads: int | None = None,
     queue_delay_us: int | None = None,
+    device: str | None = None,
 ) -> Path:
     """Add the artifact in ``folder`` to ``repository`` as the next version of the model ``name``.
 
@@ -53,10 +55,11 @@ def package(
         repository: made where it does not exist.
         name: letters, digits, ``_``, ``-`` and ``.``, beginning with no ``.`` or ``-``.
         max_batch_size: rows of the largest batch that the server joins or accepts, at least 1. This and the other
-            options are by default those of the version before; of a first version 1024, 1, 1 and 0.
+            options are by default those of the version before; of a first version 1024, 1, 1, 0 and ``cpu``.
         instances: how many copies of the backend serve the model; each is a process with its own threads.
         threads: torch threads of an instance. Keep instances times threads within the cores.
         queue_delay_us: how long, in microseconds, a request may wait for others to join its batch.
+        device: ``cpu`` or ``cuda``; with the latter the server makes ``instances`` on each GPU that it sees.
 
     Returns:
         The version's folder.
@@ -72,6 +75,7 @@ def package(
         "instances": instances,
         "threads": threads,
         "queue_delay_us": queue_delay_us,
+        "device": device,
     }
     check_name(name)
     check_options(options)
@@ -87,9 +91,13 @@ def check_name(name: str) -> None:
         raise RepositoryError(f"model name {name!r}: use letters, digits, '_', '-' and '.', no '.' or '-' first")
 
 
-def check_options(options: dict[str, int | None]) -> None:
-    """Raises RepositoryError unless each option is None or a whole number in its range."""
+def check_options(options: dict[str, int | str | None]) -> None:
+    """Raises RepositoryError unless each option is None, or a whole number in its range, or a device."""
     for what, value in options.items():
+        if what == "device":
+            if value is not None and value not in DEVICES:
+                raise RepositoryError(f"device is {value!r}; give one of: {', '.join(DEVICES)}")
+            continue
         least = 0 if what == "queue_delay_us" else 1
         if value is not None and (not isinstance(value, int) or value < least):
             raise RepositoryError(f"{what} is {value!r}; give a whole number of at least {least}")
@@ -125,8 +133,11 @@ def locked(repository: Path) -> Iterator[None]:
                 repository.rmdir()  # where nothing came of it
 
 
-def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | None]) -> Path:
-    """Add an artifact that is known to be good to the folder ``model``; the caller holds the lock."""
+def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | str | None], *, first: int = 1) -> Path:
+    """Add an artifact that is known to be good to the folder ``model``; the caller holds the lock.
+
+    ``first`` is the version's number where the model has none yet.
+    """
     if (model / CONFIG).is_file():
         before = read_config(model)
         config = _config(manifest, model.name, options, options_of(before))
@@ -138,15 +149,16 @@ def add(folder: Path, manifest: Manifest, model: Path, options: dict[str, int | 
         return _add_version(folder, manifest, model)
     if model.exists():
         raise RepositoryError(f"{model} exists and holds no {CONFIG}; it is no model: remove it or choose another name")
-    return _add_model(folder, manifest, model, _config(manifest, model.name, options, DEFAULTS))
+    return _add_model(folder, manifest, model / str(first), _config(manifest, model.name, options, DEFAULTS))
 
 
-def _config(manifest: Manifest, name: str, options: dict[str, int | None], defaults: dict[str, int]) -> str:
+def _config(manifest: Manifest, name: str, options: dict[str, int | str | None], defaults: dict[str, int | str]) -> str:
     given = {what: value for what, value in options.items() if value is not None}
     return config_text(manifest, name=name, **defaults | given)
 
 
-def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Path:
+def _add_model(folder: Path, manifest: Manifest, version: Path, config: str) -> Path:
+    model = version.parent
     # Servers may take every folder of a repository for a model, so a new one is staged beside it, where that is the
     # same file system.
     repository = model.parent.resolve()
@@ -155,12 +167,12 @@ def _add_model(folder: Path, manifest: Manifest, model: Path, config: str) -> Pa
     staging = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=beside if same else repository))
     try:
         (staging / CONFIG).write_text(config, encoding="utf-8")
-        _copy_artifact(folder, manifest, staging / "1")
+        _copy_artifact(folder, manifest, staging / version.name)
         staging.chmod(0o755)
         staging.rename(model)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return model / "1"
+    return version
 
 
 def _add_version(folder: Path, manifest: Manifest, model: Path) -> Path:

@@ -39,7 +39,7 @@ def deploy(
     name: str,
     server: Control | None = None,
     load_timeout_s: float = 120.0,
-    **options: int | None,
+    **options: int | str | None,
 ) -> Change:
     """Add an artifact as the next version of a model, let the running server load it, and prove it over the wire.
 
@@ -72,14 +72,14 @@ def deploy(
         version = add(artifact, manifest, model, options)
         begin = time.monotonic()
         if server is not None:
-            with _undone_on_failure(version, old, before, server):
+            with undone_on_failure(version, old, before, server):
                 server.load(name, timeout_s=load_timeout_s)
-                _prove(server, version)
+                prove_version(server, version)
         return Change(before, int(version.name), time.monotonic() - begin if server else 0.0)
 
 
 @contextlib.contextmanager
-def _undone_on_failure(version: Path, old: str | None, before: int | None, server: Control) -> Iterator[None]:
+def undone_on_failure(version: Path, old: str | None, before: int | None, server: Control) -> Iterator[None]:
     """Take ``version`` out of the repository and of the server again when what is done with it fails."""
     model = version.parent
     try:
@@ -133,7 +133,7 @@ def rollback(repository: str | Path, *, name: str, server: Control | None = None
         if server is not None:
             try:
                 server.load(name)
-                _prove(server, model / str(earlier[-1]))
+                prove_version(server, model / str(earlier[-1]))
             except BaseException:
                 write_config(model, old)
                 with contextlib.suppress(RecpressError):
@@ -144,7 +144,7 @@ def rollback(repository: str | Path, *, name: str, server: Control | None = None
         return Change(current, earlier[-1], seconds)
 
 
-def _prove(server: Control, version: Path) -> None:
+def prove_version(server: Control, version: Path) -> None:
     """Replay the golden rows of ``version``, by its number and as whoever names none."""
     with Client(server.address, protocol="http") as client:
         for named in (True, False):

@@ -116,6 +116,14 @@ def test_another_order_of_hidden_units_computes_the_same_and_keeps_more():
     assert not torch.equal(net.top[0].weight.float(), dlrm()[0].top[0].weight), "they did move"
 
 
+def test_hidden_units_stay_as_they_are_where_the_model_cannot_be_followed():
+    net = nn.ModuleDict({"one": nn.Linear(8, 8)})
+    plain, same = (recpress.prune(net, PruneSpec(permute=permute)).model for permute in (False, "auto"))
+    assert torch.equal(plain["one"].weight, same["one"].weight)
+    with pytest.raises(PruningError, match="torch.fx cannot follow"):
+        recpress.prune(net, PruneSpec(permute=True))
+
+
 def test_units_keep_their_masks_when_they_move():
     net, _ = dlrm()
     pruned = recpress.prune(net, PruneSpec(pattern="unstructured", sparsity=0.5)).model

@@ -69,7 +69,7 @@ def verdicts(found: Found) -> dict[str, str]:
 
 def test_a_model_that_reaches_the_target_is_quantised_and_the_smallest_is_taken(good, capsys):
     before = copy.deepcopy(good.state_dict())
-    found = recpress.auto(good, TRAIN, VALID, rows=ROWS, share=0.99)
+    found = recpress.auto(good, TRAIN, VALID, rows=ROWS, share=0.97)
     assert verdicts(found) == {"original": "original", "int8-tables4": "kept", "int8": "kept"}
     assert all(torch.equal(t, before[name]) for name, t in good.state_dict().items())
     chosen = found.accepted()
@@ -80,7 +80,7 @@ def test_a_model_that_reaches_the_target_is_quantised_and_the_smallest_is_taken(
         scores = [torch.cat([m(ids) for ids, _ in ROWS]).double().numpy() for m in (good, chosen.model)]
     by_hand = paired_auc(*scores, torch.cat([label for _, label in ROWS]).double().numpy())
     assert smallest.paired == by_hand and by_hand.low < by_hand.difference < by_hand.high
-    assert found.least == 0.99 * by_hand.before
+    assert found.least == 0.97 * by_hand.before
     assert chosen.report.quality_before == {"AUC": by_hand.before}
     assert chosen.report.quality_after == {"AUC": by_hand.after}
     text = capsys.readouterr().out
@@ -92,14 +92,14 @@ def test_a_recipe_that_falls_short_is_made_gentler_where_the_error_is(good):
     with torch.no_grad():  # a value in each row of items that takes most of int4's range, and that no unit looks at
         model.items.weight[:, 0] = 20 * torch.randn(40, generator=torch.Generator().manual_seed(0)).sign()
         model.top[0].weight[:, [0, 16]] = 0
-    given = {"rows": ROWS, "share": 0.998, "candidates": ["int8-tables4"], "show": False}
+    given = {"rows": ROWS, "share": 0.99, "candidates": ["int8-tables4"], "show": False}
     found = recpress.auto(model, TRAIN, VALID, **given)
     names = list(verdicts(found))
     assert names[:2] == ["original", "int8-tables4"] and verdicts(found)["int8-tables4"] == "missed"
     assert names[2].startswith("int8-tables4, items int8"), "of most error first"
     recipe = found.accepted().report.recipe
     assert recipe.overrides["items"] == "int8" and recipe.overrides.get("users", "int4") == "int4"
-    assert found.trials[-1].verdict == "kept" and found.trials[-1].paired.ratio >= 0.998
+    assert found.trials[-1].verdict == "kept" and found.trials[-1].paired.ratio >= 0.99
     plain = recpress.compress(model, "int8-tables4", calibration=[ids for ids, _ in TRAIN])
     assert "items int4" not in step_back(plain.report.recipe, plain.report.rows).name
 
@@ -191,6 +191,18 @@ def test_metrics_of_one_s_own_with_an_interval_where_there_are_values_to_pair(go
     assert math.isnan(second.low) and alone.trials[-1].verdict == "kept"
     with pytest.raises(SearchError, match="evaluate gives no 'hits'; it gives: accuracy, mean"):
         recpress.auto(good, TRAIN, VALID, metric="hits", **given)
+
+
+def test_what_a_recipe_says_of_tables_is_done_after_pruning(good):
+    recipe = Recipe(name="mine", linear="keep", embedding="keep", prune="2:4", oov={"users": 3})
+    given = {"rows": ROWS, "share": 0.5, "candidates": [recipe], "epochs": 1, "show": False}
+    found = recpress.auto(good, TRAIN, VALID, **given)
+    assert list(verdicts(found).values()) == ["original", "control", "kept", "kept"]
+    given["candidates"] = [recipe.model_copy(update={"linear": "int8-24"})]
+    report = recpress.auto(good, TRAIN, VALID, **given).accepted().report
+    (users,) = (row for row in report.rows if row.names == ("users",))
+    (top,) = (row for row in report.rows if row.names == ("top.0",))
+    assert users.oov_row == 3 and "2:4" in top.scheme and top.pruned == "512 of 1,056 parameters zero"
 
 
 def test_a_candidate_that_cannot_be_made_is_a_line(good):

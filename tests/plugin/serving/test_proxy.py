@@ -162,6 +162,22 @@ def test_both_protocols_share_one_count():
         holder.join(30)
 
 
+@needs_nginx
+def test_who_hangs_up_over_http_still_counts_since_the_server_still_works_on_it():
+    body, length = http_body(INPUTS)
+    head = f"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head += f"Inference-Header-Content-Length: {length}\r\n\r\n"
+    with Slow() as slow:
+        made = routes(slow.address, slow.address)
+        with Proxy(nginx_config(limit=1, deadline_s=1, **made)):
+            host, port = made["http"].listen.split(":")
+            with socket.create_connection((host, int(port)), timeout=20) as gone:
+                gone.sendall(head.encode() + body)
+                slow.take(1)
+            time.sleep(0.3)
+            assert send_http(made["http"].listen, body, length)[0] == 503
+
+
 def _ignore(send, *arguments):
     with contextlib.suppress(OSError):
         send(*arguments)

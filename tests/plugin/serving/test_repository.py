@@ -7,6 +7,7 @@ from tritonclient.grpc import model_config_pb2
 import recpress
 from recpress.errors import ArtifactError, RepositoryError
 from recpress.serving import repository as module
+from recpress.serving.config import read_config
 
 
 def test_a_model_folder_holds_a_whole_config_and_no_code(artifact, tmp_path):
@@ -26,7 +27,18 @@ def test_a_model_folder_holds_a_whole_config_and_no_code(artifact, tmp_path):
     ]
     assert [(o.name, list(o.dims)) for o in config.output] == [("logit", [1])]
     assert config.instance_group[0].count == 2 and config.dynamic_batching.max_queue_delay_microseconds == 500
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
     assert config.parameters["threads"].string_value == "1"
+
+
+def test_a_model_for_gpus_stays_one_in_its_next_version(artifact, tmp_path):
+    for given in ({"device": "cuda"}, {}):
+        version = recpress.package(artifact, tmp_path / "repo", name="small", **given)
+    [group] = read_config(version.parent).instance_group
+    assert (version.name, group.kind) == ("2", model_config_pb2.ModelInstanceGroup.KIND_GPU)
+    assert not group.gpus, "the server makes an instance on each GPU that it sees"
+    with pytest.raises(RepositoryError, match="another configuration"):
+        recpress.package(artifact, tmp_path / "repo", name="small", device="cpu")
 
 
 def test_a_second_time_adds_a_version(artifact, tmp_path):
@@ -52,7 +64,16 @@ def test_refuses_names_that_are_no_folder_of_the_repository(artifact, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "option", [{"max_batch_size": 0}, {"instances": 0}, {"threads": 0}, {"queue_delay_us": -1}, {"threads": 1.5}]
+    "option",
+    [
+        {"max_batch_size": 0},
+        {"instances": 0},
+        {"threads": 0},
+        {"queue_delay_us": -1},
+        {"threads": 1.5},
+        {"device": "cuda:0"},
+        {"device": ""},
+    ],
 )
 def test_refuses_options_out_of_range(artifact, tmp_path, option):
     with pytest.raises(RepositoryError, match=f"{next(iter(option))} is"):

@@ -1,5 +1,6 @@
 """The real server on loopback: scores, bad input, refusals, and what is left behind."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import recpress
 from recpress.artifact.manifest import read_manifest, sha256, write_manifest
 from recpress.errors import ProbeError, RepositoryError, RequestError, ServerError
 from recpress.serving import server as module
+from recpress.serving.backend.metrics import PUBLISH_S
 from recpress.serving.bundle import lay_out_backends
 from recpress.serving.client import Client
 from recpress.serving.metrics import EXECUTE_SECONDS, fetch_text, read_histogram
@@ -29,8 +31,9 @@ from recpress.serving.server import ANY_PORTS, Ports, Server
 pytestmark = pytest.mark.server
 
 
-def shared_memory():
-    return sorted(Path("/dev/shm").glob("recpress_*"))
+def shared_memory(pid):
+    """Files of servers that process ``pid`` has started."""
+    return sorted(Path("/dev/shm").glob(f"recpress_{pid}_*"))
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -120,10 +123,8 @@ def test_latency_histogram_counts_requests(server):
 
     with Client(server.url("grpc")) as client:
         client.score("small", wire(1))
+        time.sleep(3 * PUBLISH_S)  # what was answered is among the metrics that much later
         before = read()
-        while (now := read()).count > before.count or not before.count:  # what is observed comes after the answers
-            before = now
-            time.sleep(0.2)
         for _ in range(10):
             client.score("small", wire(3))
     deadline = time.monotonic() + 20
@@ -247,42 +248,45 @@ def test_no_server_to_reach():
 
 
 def test_stop_leaves_no_process_no_shared_memory_and_no_file(repository):
-    before = set(shared_memory())
+    before = set(shared_memory(os.getpid()))
     server = Server(repository, ports=ANY_PORTS)
     server.start()
     folder = server._folder
     try:
-        assert processes_of(folder) and set(shared_memory()) - before
+        assert processes_of(folder) and set(shared_memory(os.getpid())) - before
     finally:
         server.stop()
         server.stop()
     assert not processes_of(folder) and not folder.exists()
-    assert set(shared_memory()) <= before
+    assert set(shared_memory(os.getpid())) <= before
 
 
 def start_serving(repository, log):
-    """``recpress serve`` as a user starts it, on free ports; what it prints goes to ``log``."""
+    """``recpress serve`` as a user starts it, on free ports; what it prints goes to ``log``.
+
+    Its temporary files are beside ``log``, where no other server of this machine sweeps.
+    """
     command = [sys.executable, "-m", "recpress.cli", "serve", str(repository)]
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
-        return subprocess.Popen([*command, *ports], stdout=output, stderr=subprocess.STDOUT)
+        env = os.environ | {"TMPDIR": str(log.parent)}
+        return subprocess.Popen([*command, *ports], stdout=output, stderr=subprocess.STDOUT, env=env)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["loading", "ready"])
 def test_serve_in_the_foreground_stops_on_a_signal(artifact, tmp_path, number, when):
     recpress.package(artifact, tmp_path / "repo", name="small")
-    before = set(shared_memory())
     log = tmp_path / "log"
     process = start_serving(tmp_path / "repo", log)
     wait_for(process, log, "loading: small" if when == "loading" else "ready: small")
     process.send_signal(number)
     code = process.wait(40)
     assert code in ((0, 128 + number) if when == "ready" else (1, 128 + number))
-    assert not processes_of(tmp_path) and set(shared_memory()) <= before
+    assert not processes_of(tmp_path) and not shared_memory(process.pid)
 
 
-def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path):
+def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path, monkeypatch):
     recpress.package(artifact, tmp_path / "repo", name="small")
     log = tmp_path / "log"
     process = start_serving(tmp_path / "repo", log)
@@ -294,7 +298,7 @@ def test_a_killed_parent_takes_the_server_with_it(artifact, tmp_path):
     while processes_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_of(tmp_path)
-    left = list(Path(tempfile.gettempdir()).glob(f"recpress-server-{process.pid}-*"))
-    assert left
+    (left,) = tmp_path.glob(f"recpress-server-{process.pid}-*")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     module.sweep()
-    assert not left[0].exists() and not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
+    assert not left.exists() and not shared_memory(process.pid)

@@ -7,6 +7,7 @@ own methods of DLPack take 5 us each.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,11 +15,13 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-from recpress.artifact.load import load
+from recpress.artifact.load import LoadedModel, load
+from recpress.artifact.ragged import arguments, names
 from recpress.errors import IndexBoundsError, RecpressError
+from recpress.serving.backend.gpu import GpuForward, why_not
 from recpress.serving.backend.metrics import BackendMetrics, Laps
 from recpress.serving.deadlines import MALFORMED, Deadlines, Refused
-from recpress.serving.rows import MUST_BE_FINITE, RowChecker, all_finite, join, split
+from recpress.serving.rows import MUST_BE_FINITE, RowChecker, RowsRefused, all_finite, join, split
 
 
 class TritonPythonModel:
@@ -29,14 +32,17 @@ class TritonPythonModel:
         torch.set_num_threads(int(config["parameters"]["threads"]["string_value"]))
         folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            self.model = load(folder)
+            self.model = load(folder, device=_device(args))
         except RecpressError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.manifest = self.model.manifest
+        scalars = {spec.name for spec in self.manifest.inputs if not spec.shape}
+        self.inputs = [(name, name in scalars) for name in names(self.manifest)]
         self.checker = RowChecker(self.manifest)
         self.deadlines = Deadlines()
         self.metrics = _metrics(args)
         self.metrics.start(self.manifest, self.model.verdict, self.model.kernels)
+        self.forward = _forward(self.model, folder, config["max_batch_size"])
         # For good, on the thread that scores too: entered for each request it takes 5 us.
         self.inference_mode = torch.inference_mode()
         self.inference_mode.__enter__()
@@ -47,7 +53,12 @@ class TritonPythonModel:
     def execute(self, requests: list) -> list:
         laps = Laps()
         answers: list = [None] * len(requests)
-        inputs = {i: self._inputs(request) for i, request in enumerate(requests)}
+        inputs = {}
+        for i, request in enumerate(requests):
+            try:
+                inputs[i] = self._inputs(request)
+            except RowsRefused as refused:
+                answers[i] = self._refusal("malformed", str(refused))
         asked = {i: (requests[i].parameters(), own[0].shape[0]) for i, own in inputs.items()}
         for i, refused in self.deadlines.refuse(asked).items():
             answers[i] = self._too_late(refused)
@@ -75,17 +86,17 @@ class TritonPythonModel:
 
     def _inputs(self, request) -> tuple[Tensor, ...]:
         tensors = []
-        for spec in self.manifest.inputs:
-            given = from_dlpack(pb_utils.get_input_tensor_by_name(request, spec.name).to_dlpack())
-            tensors.append(given if spec.shape else given.reshape(given.shape[0]))
-        return tuple(tensors)
+        for name, scalar in self.inputs:
+            given = from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
+            tensors.append(given.reshape(given.shape[0]) if scalar else given)
+        return self.checker.received(tuple(tensors))
 
     def _score(
         self, inputs: dict[int, tuple[Tensor, ...]], joined: tuple[Tensor, ...], answers: list, laps: Laps
     ) -> None:
         """Score the requests together; where that fails for one of them, each alone."""
         try:
-            outputs = self.model.module(*joined)
+            outputs = self.forward(*joined)
         except Exception as error:
             if len(inputs) == 1:
                 answers[next(iter(inputs))] = self._failure(error)
@@ -142,6 +153,24 @@ class TritonPythonModel:
         pb_utils.Logger.log_error(f"recpress: the model fails on a request: {type(error).__name__}: {error}")
         text = f"the model fails on this request ({type(error).__name__}); the server's log says why"
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+
+
+def _device(args: dict[str, str]) -> str:
+    """Raises TritonModelException where the instance is for a GPU that cannot serve."""
+    if args["model_instance_kind"] != "GPU":
+        return "cpu"
+    index = int(args["model_instance_device_id"])
+    if reason := why_not(index):
+        raise pb_utils.TritonModelException(reason)
+    return f"cuda:{index}"
+
+
+def _forward(model: LoadedModel, folder: Path, max_batch_size: int) -> Callable[..., tuple[Tensor, ...]]:
+    """What scores joined rows on the host, ``[B, *shape]`` each, B up to ``max_batch_size``."""
+    if model.device.type == "cuda":
+        return GpuForward(model, folder, max_batch_size, pb_utils.Logger.log_warn)
+    module, ragged = model.module, model.manifest.ragged
+    return module if ragged is None else lambda *rows: module(*arguments(ragged, rows))
 
 
 def _metrics(args: dict[str, str]) -> BackendMetrics:
