@@ -24,6 +24,7 @@ _UNITS = {
     "rowsps": (1, "1/s"),
 }
 _LEGEND = 44
+_LEAST = 1e-6
 
 
 def draw(
@@ -112,7 +113,9 @@ def _lines(place, panel: Panel, series: dict, end: float) -> None:
     else:
         place.text(0.5, 0.5, "no data", ha="center", transform=place.transAxes)
     place.set_ylabel(unit, fontsize=8)
-    place.set_ylim(bottom=min(0, place.get_ylim()[0]))
+    # Room above the lines for their names; and what is constant is not drawn by the rounding of its last digits.
+    top = max((max(line.get_ydata()) for line in place.lines), default=1.0)
+    place.set_ylim(min(0.0, place.get_ylim()[0]), 1.35 * top if top > _LEAST else 1.0)
     place.tick_params(labelsize=7)
     place.grid(alpha=0.3)
 

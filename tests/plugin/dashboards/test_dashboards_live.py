@@ -107,6 +107,7 @@ def live(artifact, tmp_path_factory):
                 thread.join()
             http.shutdown()
             http.server_close()
+            server.stop(3)  # it would wait half a minute for the stub that a test kills
 
 
 def empty(url):
