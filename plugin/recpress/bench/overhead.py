@@ -16,12 +16,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from recpress.artifact import ragged
 from recpress.artifact.load import LoadedModel, load, read_golden
+from recpress.bench.closed_loop import caller, encode
 from recpress.errors import RepositoryError, ServerError
 from recpress.latency import Latency, interleave
 from recpress.serving.config import CONFIG, read_config, served_versions, write_config
@@ -65,8 +67,9 @@ def run(model: Path, *, calls: int = 2000, seconds: float = 10.0) -> dict[str, f
     with tempfile.TemporaryDirectory(prefix="recpress-overhead-") as folder, _served(model, Path(folder)) as server:
         names = {"identity": IDENTITY, "model": model.name}
         rows, arguments = _golden_row(loaded, model / str(version))
-        with _over_grpc(server.url("grpc")) as send:
-            variants = {key: send(name, rows) for key, name in names.items()}
+        sent = {key: encode(name, {k: _wire(row).numpy() for k, row in rows.items()}) for key, name in names.items()}
+        with caller(server.url("grpc")) as call:
+            variants = {key: partial(call, request) for key, request in sent.items()}
             found = interleave(variants | {"forward": _forward(loaded, arguments)}, calls=calls, warm_up=calls // 10)
         rates = {
             f"{key}_requests_a_second": _closed_loop(server.url("http"), name, rows, seconds)
@@ -112,25 +115,6 @@ def _forward(model: LoadedModel, arguments: tuple[torch.Tensor, ...]) -> Callabl
             return model.module(*arguments)
 
     return call
-
-
-@contextlib.contextmanager
-def _over_grpc(address: str) -> Iterator[Callable]:
-    """A function from a model's name and rows to a call that sends them, made once: the client does little else."""
-    import grpc
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-    with grpc.insecure_channel(address) as channel:
-        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-
-        def send(name: str, rows: dict[str, torch.Tensor]) -> Callable[[], object]:
-            request = service_pb2.ModelInferRequest(model_name=name)
-            for key, row in rows.items():
-                request.inputs.add(name=key, datatype=_kind(row), shape=_wire(row).shape)
-                request.raw_input_contents.append(_wire(row).numpy().tobytes())
-            return lambda: infer(request, timeout=10)
-
-        yield send
 
 
 def _wire(row: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from recpress.serving.processes import memory_of, stubs_of
 from recpress.serving.server import Server
-from recpress.serving.stubs import stubs_of
 
 FLAT_BYTES = 1 << 20
 """Memory that may come and go within a window, or grow: allocators hand back pages when they like."""
@@ -84,10 +84,8 @@ class Sampler:
 
 
 def _process(pid: int) -> Process:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines)}
-    own = kib["Anonymous"] + kib["Pss_Shmem"]
-    return Process(own * 1024, kib["Pss"] * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+    held = memory_of(pid)
+    return Process(held["Anonymous"] + held["Pss_Shmem"], held["Pss"], len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
 
 def count_files(folder: Path) -> int:

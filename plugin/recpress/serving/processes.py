@@ -26,37 +26,58 @@ class Process:
     cpu_seconds: float
 
 
+def stubs_of(server: int) -> dict[int, tuple[str, int]]:
+    """Model and version of each stub of the process ``server`` that is alive, by its process id."""
+    found: dict[int, tuple[str, int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) != server or state in "ZX":
+                continue
+            program, model_file, *_ = _command(path)
+        except (OSError, ValueError):
+            continue
+        version = Path(model_file).parent
+        if Path(program).name == STUB and version.name.isdecimal():
+            found[int(path.name)] = version.parent.name, int(version.name)
+    return found
+
+
 def serving(repository: Path) -> list[Process] | None:
     """The server on ``repository`` and its living stubs; empty without a server, None without ``/proc``."""
     if not Path("/proc/self/stat").exists():
         return None
-    wanted, table = str(repository.resolve()), _table()
-    servers = {
-        pid
-        for pid, (_, command) in table.items()
-        if Path(command[0]).name == _SERVER and any(word == _FLAG + wanted for word in command)
-    }
-    found = [Process(pid, "", None, *_costs(pid)) for pid in servers]
-    for pid, (parent, command) in table.items():
-        if parent in servers and Path(command[0]).name == STUB and len(command) > 1:
-            version = Path(command[1]).parent
-            if version.name.isdecimal():
-                found.append(Process(pid, version.parent.name, int(version.name), *_costs(pid)))
+    found = []
+    for server in _servers_on(str(repository.resolve())):
+        found.append(Process(server, "", None, *_costs(server)))
+        found += [Process(pid, *served, *_costs(pid)) for pid, served in stubs_of(server).items()]
     return found
 
 
-def _table() -> dict[int, tuple[int, list[str]]]:
-    """Parent and command line of every process that is alive."""
-    found = {}
+def _servers_on(repository: str) -> list[int]:
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
-            command = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (OSError, ValueError):
+            command = _command(path)
+        except OSError:
             continue
-        if state not in "ZX" and command[0]:
-            found[int(path.name)] = int(parent), command
+        if Path(command[0]).name == _SERVER and _FLAG + repository in command:
+            found.append(int(path.name))
     return found
+
+
+def _command(process: Path) -> list[str]:
+    return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Bytes by the names that ``smaps_rollup`` gives them, such as ``Pss`` and ``Anonymous``.
+
+    Raises:
+        OSError: the process is gone, or another user's.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    return {key: 1024 * int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines)}
 
 
 def _costs(pid: int) -> tuple[float, float]:
@@ -66,8 +87,6 @@ def _costs(pid: int) -> tuple[float, float]:
     except OSError:
         return float("nan"), float("nan")
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        pss = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    except (OSError, StopIteration):
-        pss = float("nan")
-    return pss, cpu
+        return float(memory_of(pid)["Pss"]), cpu
+    except (OSError, KeyError):
+        return float("nan"), cpu

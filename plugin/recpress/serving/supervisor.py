@@ -14,8 +14,8 @@ from recpress.serving.client import Client
 from recpress.serving.config import options_of, read_config, served_versions
 from recpress.serving.control import Control
 from recpress.serving.probe import prove
+from recpress.serving.processes import stubs_of
 from recpress.serving.server import Server
-from recpress.serving.stubs import stubs_of
 
 
 @dataclass(frozen=True)

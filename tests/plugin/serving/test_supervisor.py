@@ -18,8 +18,8 @@ from recpress.artifact.manifest import read_manifest
 from recpress.errors import ServerError
 from recpress.serving.client import Client
 from recpress.serving.control import find_server
+from recpress.serving.processes import stubs_of
 from recpress.serving.server import Server
-from recpress.serving.stubs import stubs_of
 from recpress.serving.supervisor import Limits, Supervisor
 
 pytestmark = pytest.mark.server
