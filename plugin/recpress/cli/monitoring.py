@@ -1,12 +1,13 @@
 """The verbs that watch a running server: exporter and dashboard."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from recpress.cli.serving import Repository
-from recpress.errors import DashboardError, ProbeError
+from recpress.errors import DashboardError, ProbeError, ServerError
 
 
 def exporter(
@@ -20,12 +21,20 @@ def exporter(
     interval: Annotated[float, typer.Option(help="Seconds from one round to the next.", min=0.1)] = 15.0,
     timeout: Annotated[float, typer.Option(help="Seconds that each request may take.", min=0.1)] = 10.0,
     tls_ca: Annotated[Path | None, typer.Option(help="PEM; who signed the server's certificate.")] = None,
+    proxy_log: Annotated[
+        str | None, typer.Option(help="HOST:PORT to take the log of recpress proxy --log on, such as 127.0.0.1:8004.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Go round once, print, and fail where a probe does.")] = False,
 ) -> None:
-    """Serve metrics of what the server cannot say: golden rows over the wire, stubs, memory, the repository."""
+    """Serve metrics of what the server cannot say: golden rows over the wire, stubs, memory, the repository, and how
+    long requests take at the proxy."""
     from recpress.serving.client import Client
     from recpress.serving.control import find_server
     from recpress.serving.exporter import Exporter, export_until_stopped
+    from recpress.serving.proxy_log import ProxyLog
+
+    if once and proxy_log is not None:
+        raise ServerError("--once does not wait for what --proxy-log would take; leave one of them out")
 
     def connect() -> Client:
         here = None if server else find_server(repository)
@@ -36,7 +45,12 @@ def exporter(
         repository, connect, models=model, report=lambda text: typer.echo(f"exporter: {text}", err=True)
     )
     if not once:
-        export_until_stopped(watching, host=host, port=port, interval_s=interval)
+        with contextlib.ExitStack() as stack:
+            if proxy_log is not None:
+                log = stack.enter_context(ProxyLog(proxy_log, repository))
+                watching.registry.register(log)
+                watching.report(f"the proxy's log is taken on {log.address}")
+            export_until_stopped(watching, host=host, port=port, interval_s=interval)
     from prometheus_client import generate_latest
 
     found = watching.go_round()

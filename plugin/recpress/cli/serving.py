@@ -133,6 +133,9 @@ def proxy(
     grpc: Annotated[str, typer.Option(help="HOST:PORT for clients of gRPC.")] = "127.0.0.1:9001",
     server_http: Annotated[str, typer.Option(help="HOST:PORT of the server's HTTP.")] = "127.0.0.1:8000",
     server_grpc: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC.")] = "127.0.0.1:8001",
+    log: Annotated[
+        str | None, typer.Option(help="HOST:PORT of recpress exporter's --proxy-log, which gets each request's time.")
+    ] = None,
 ) -> None:
     """Print an nginx.conf that lets through what the server answers in time and turns the rest away at once."""
     from recpress.serving.limiter import fitting_limit
@@ -149,7 +152,7 @@ def proxy(
             f"Sized for batches of {batch} requests in {batch_ms:g} ms, {instances} at once, within {deadline_ms:g} ms."
         )
     routes = {"http": Route(http, server_http), "grpc": Route(grpc, server_grpc)}
-    typer.echo(nginx_config(limit=limit, deadline_s=deadline_ms / 1e3, sized=sized, **routes), nl=False)
+    typer.echo(nginx_config(limit=limit, deadline_s=deadline_ms / 1e3, sized=sized, log=log, **routes), nl=False)
 
 
 def _key_path(given: Path | None) -> Path | None:

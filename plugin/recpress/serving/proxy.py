@@ -29,12 +29,12 @@ _TEMPLATE = Template("""\
 # Written by: recpress proxy. $sized
 # Run it with: nginx -p FOLDER -c THIS-FILE, where FOLDER is one that nginx may write to.
 pid nginx.pid;
-error_log stderr warn;
+error_log stderr $level;
 worker_processes 1;
 events { worker_connections 8192; }
 
 http {
-    access_log off;
+$access_log
     server_tokens off;
     client_body_temp_path body;
     proxy_temp_path proxy;
@@ -146,6 +146,29 @@ http {
 }
 """)
 
+_LOG = Template("""\
+    error_log stderr error;
+
+    # The time of each request for inference, as a datagram to: recpress exporter --proxy-log $log
+    map $$uri $$recpress_protocol {
+        default "";
+        ~^/v2/models/.+/infer$$ http;
+        /inference.GRPCInferenceService/ModelInfer grpc;
+    }
+    # Over gRPC it is in the message, which nginx does not read.
+    map $$uri $$recpress_model {
+        default -;
+        ~^/v2/models/(?<recpress_name>[^/]+)/(versions/[^/]+/)?infer$$ $$recpress_name;
+    }
+    # HTTP's status of the answer and of the server, and gRPC's, which is in a header or behind the answer.
+    log_format recpress '$$recpress_protocol $$status $$upstream_status '
+                        '$$sent_http_grpc_status$$sent_trailer_grpc_status '
+                        '$$request_time $$upstream_response_time $$recpress_model';
+    access_log syslog:server=$log,nohostname,tag=recpress recpress if=$$recpress_protocol;""")
+_NO_LOG = """\
+    # recpress proxy --log HOST:PORT has the time of each request sent to recpress exporter --proxy-log HOST:PORT.
+    access_log off;"""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -159,7 +182,9 @@ HTTP = Route("127.0.0.1:9000", "127.0.0.1:8000")
 GRPC = Route("127.0.0.1:9001", "127.0.0.1:8001")
 
 
-def nginx_config(*, limit: int, deadline_s: float, http: Route = HTTP, grpc: Route = GRPC, sized: str = "") -> str:
+def nginx_config(
+    *, limit: int, deadline_s: float, http: Route = HTTP, grpc: Route = GRPC, sized: str = "", log: str | None = None
+) -> str:
     """The whole of an ``nginx.conf``.
 
     Args:
@@ -167,15 +192,19 @@ def nginx_config(*, limit: int, deadline_s: float, http: Route = HTTP, grpc: Rou
         deadline_s: of the clients; an answer is waited for ten times as long, and 10 s at least.
         http, grpc: addresses.
         sized: how the limit was found, for a comment.
+        log: where each request's time is sent, for :class:`recpress.serving.proxy_log.ProxyLog`; nowhere by default.
 
     Raises:
         ServerError: the limit is not positive, or an address is not ``host:port``.
     """
     if limit < 1 or not deadline_s > 0:
         raise ServerError(f"a proxy with limit={limit} and deadline_s={deadline_s} cannot work; both must be positive")
-    for address in (http.listen, http.server, grpc.listen, grpc.server):
-        _check_address(address)
+    for address in (http.listen, http.server, grpc.listen, grpc.server, *([] if log is None else [log])):
+        check_address(address)
     return _TEMPLATE.substitute(
+        # While nobody takes the log, each line of it would be an error of the process and a warning of its request.
+        level="warn" if log is None else "crit",
+        access_log=_NO_LOG if log is None else _LOG.substitute(log=log),
         limit=limit,
         sized=sized,
         http=http.listen,
@@ -188,7 +217,8 @@ def nginx_config(*, limit: int, deadline_s: float, http: Route = HTTP, grpc: Rou
     )
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
+    """Raises ServerError unless ``address`` is ``host:port``."""
     host, _, port = address.rpartition(":")
     # Nothing that would end a directive of the configuration.
     if not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]|\*", host) or not port.isdecimal() or int(port) > 65535:
