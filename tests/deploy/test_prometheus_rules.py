@@ -26,6 +26,22 @@ def test_every_alert_fires_when_it_should_and_is_silent_else():
 
 
 @needs_promtool
+def test_quantiles_at_the_proxy_add_up():
+    done = promtool("test", "rules", FOLDER / "tests" / "proxy.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_the_tester_notices_a_proxy_that_is_left_out(tmp_path):
+    """The control: the slow proxy's requests are not counted."""
+    shutil.copytree(FOLDER, tmp_path / "prometheus")
+    rules = tmp_path / "prometheus" / "rules" / "recording.yml"
+    rules.write_text(rules.read_text().replace('{outcome="ok"}', '{outcome="ok", instance="a"}'))
+    done = promtool("test", "rules", tmp_path / "prometheus" / "tests" / "proxy.yml")
+    assert done.returncode == 1 and "p99_1m" in done.stdout + done.stderr
+
+
+@needs_promtool
 def test_the_tester_notices_an_alert_that_is_silent(tmp_path):
     """The control: one case, with an alert that cannot fire."""
     shutil.copytree(FOLDER / "rules", tmp_path / "rules")

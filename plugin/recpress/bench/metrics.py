@@ -53,7 +53,7 @@ def run(repository: Path, load: Load, batches: tuple[int, ...] = BATCHES) -> lis
     versions = served_versions(repository / name)
     if not versions:
         raise RepositoryError(f"{repository / name} serves no version; add one with: recpress package")
-    requests = {batch: _requests(repository / name / str(versions[-1]), name, batch) for batch in batches}
+    requests = {batch: golden_requests(repository / name / str(versions[-1]), name, batch) for batch in batches}
     with tempfile.TemporaryDirectory(prefix="recpress-bench-") as folder:
         alone = Path(folder) / "repository"
         shutil.copytree(repository / name, alone / name)
@@ -64,7 +64,7 @@ def run(repository: Path, load: Load, batches: tuple[int, ...] = BATCHES) -> lis
             return [_measure(servers, requests[batch], batch, load) for batch in batches]
 
 
-def _requests(version: Path, name: str, batch: int) -> list[bytes]:
+def golden_requests(version: Path, name: str, batch: int) -> list[bytes]:
     """The golden rows, ``batch`` at a time."""
     manifest = read_manifest(version)
     inputs, _ = read_golden(version, manifest)
@@ -96,23 +96,23 @@ def _measure(servers: dict[str, Server], requests: list[bytes], batch: int, load
     for i in range(load.rounds):
         for which in ("on", "off") if i % 2 else ("off", "on"):
             server = servers[which]
-            before = _cpu_seconds(server.process.pid)
+            before = cpu_seconds(server.process.pid)
             window = drive(
                 server.url("grpc"), requests, clients=load.clients, seconds=load.seconds, warm_up=load.warm_up
             )
             rates[which].append(len(window.latencies) / window.seconds)
             # The time of warming up as well, whose requests are not counted: the same for both.
-            by_cpu[which].append(len(window.latencies) / (_cpu_seconds(server.process.pid) - before))
+            by_cpu[which].append(len(window.latencies) / (cpu_seconds(server.process.pid) - before))
     return {
         "batch": batch,
         "requests_per_second": rates,
         "requests_per_cpu_second": by_cpu,
-        "ratio": _ratio(rates),
-        "cpu_ratio": _ratio(by_cpu),
+        "ratio": ratio(rates),
+        "cpu_ratio": ratio(by_cpu),
     }
 
 
-def _ratio(figures: dict[str, list[float]]) -> dict[str, float]:
+def ratio(figures: dict[str, list[float]]) -> dict[str, float]:
     """The median over rounds of on / off, and its 95 % interval."""
     ratios = np.array(figures["on"]) / np.array(figures["off"])
     draws = np.random.default_rng(0).choice(ratios, (_DRAWS, len(ratios)))
@@ -120,7 +120,7 @@ def _ratio(figures: dict[str, list[float]]) -> dict[str, float]:
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
-def _cpu_seconds(group: int) -> float:
+def cpu_seconds(group: int) -> float:
     """CPU seconds that the living processes of ``group`` have taken, in steps of 10 ms."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):

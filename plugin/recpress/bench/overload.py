@@ -219,7 +219,7 @@ def run(
             f"capacity {bench.capacity:.0f} requests a second, a batch of {BATCH} in {bench.batch_s * 1e3:.1f} ms; "
             f"deadline {bench.deadline_s * 1e3:.0f} ms, so a limit of {bench.limit}"
         )
-        routes = {p: Route(f"127.0.0.1:{_free_port()}", server.url(p)) for p in ("grpc", "http")}
+        routes = {p: Route(f"127.0.0.1:{free_port()}", server.url(p)) for p in ("grpc", "http")}
         stack.enter_context(Proxy(nginx_config(limit=bench.limit, deadline_s=bench.deadline_s, **routes)))
         shuffle = random.Random(0).shuffle
         for number in range(rounds):
@@ -264,7 +264,7 @@ def line(case: Case) -> str:
     return f"{case.protocol:4} {case.times:g}x {case.guard:8} {share}, {rest}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

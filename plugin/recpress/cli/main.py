@@ -169,6 +169,7 @@ class Benchmark(str, Enum):
     overhead = "overhead"
     loadtest = "loadtest"
     overload = "overload"
+    proxy_log = "proxy_log"
     prune = "prune"
     serve = "serve"
     soak = "soak"

@@ -8,6 +8,8 @@ from typing import Literal
 
 MV = 'model=~"$model", version=~"$version"'
 M = 'model=~"$model"'
+# Over gRPC the proxy does not know the model.
+_PROXY = 'model=~"$model|"'
 _V = "{{model}} v{{version}}"
 
 
@@ -88,6 +90,10 @@ OPERATORS = Board(
             "reqps",
             (f"recpress:rejected:rate1m{{{MV}}}", "{{reason}} v{{version}}"),
             (f"sum by (reason) (rate(nv_inference_request_failure{{{MV}}}[1m]))", "server: {{reason}}"),
+            (
+                f'sum by (outcome, protocol) (recpress:proxy_requests:rate1m{{{_PROXY}, outcome!="ok"}})',
+                "proxy: {{outcome}} {{protocol}}",
+            ),
         ),
         _panel("Queue, mean wait", "s", (f"recpress:queue_seconds:mean1m{{{MV}}}", _V)),
         _panel(
@@ -101,12 +107,19 @@ OPERATORS = Board(
         ),
         _panel("Memory", "bytes", ("sum by (process, version) (recpress_pss_bytes)", "{{process}} {{version}}")),
         _panel(
-            "Golden rows over the wire, p99",
+            "End to end",
             "s",
+            (f"recpress:proxy_seconds:p50_1m{{{_PROXY}}}", "proxy p50 {{protocol}} {{model}}"),
+            (f"recpress:proxy_seconds:p99_1m{{{_PROXY}}}", "proxy p99 {{protocol}} {{model}}"),
             (
                 "histogram_quantile(0.99, sum by (le, model, version) "
                 f"(rate(recpress_client_seconds_bucket{{{MV}}}[5m])))",
-                _V,
+                f"golden rows p99 {_V}",
+            ),
+            (
+                "histogram_quantile(0.99, sum by (le, model, protocol) "
+                f"(rate(recpress_loadtest_request_seconds_bucket{{{M}}}[1m])))",
+                "load test p99 {{protocol}} {{model}}",
             ),
         ),
         _panel(

@@ -1,13 +1,13 @@
-"""A real server under load, the exporter and a real Prometheus with the rules of deploy/: every panel has data, no
-alert fires, and a dead stub shows."""
+"""A real server under load behind nginx, the exporter, a load test and a real Prometheus with the rules of deploy/:
+every query of a panel has data, no alert fires, and a dead stub shows."""
 
 import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from prometheus_client import start_http_server
+from support.processes import free_port
 
 import recpress
 from recpress.dashboards.panels import BOARDS
@@ -25,14 +26,18 @@ from recpress.errors import DashboardError, RequestError
 from recpress.serving.client import Client
 from recpress.serving.exporter import Exporter
 from recpress.serving.processes import serving
+from recpress.serving.proxy import Proxy, Route, nginx_config
+from recpress.serving.proxy_log import ProxyLog
 from recpress.serving.server import Server
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "prometheus"
 PROMETHEUS = shutil.which("prometheus")
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(
-        PROMETHEUS is None, reason="no prometheus; Debian: apt-get install --no-install-recommends prometheus"
+        PROMETHEUS is None or NGINX is None,
+        reason="no prometheus or nginx; Debian: apt-get install --no-install-recommends prometheus nginx-light",
     ),
 ]
 SCRAPE_S = 0.5
@@ -51,16 +56,15 @@ def until(check, seconds=60):
 
 
 @contextlib.contextmanager
-def prometheus(folder, server, exporter_port):
+def prometheus(folder, server, exporter, load_test):
     shutil.copytree(DEPLOY / "rules", folder / "rules")
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": f"{SCRAPE_S * 1000:.0f}ms", "evaluation_interval": "1s"}
-    for job, address in zip(config["scrape_configs"], (server, f"127.0.0.1:{exporter_port}"), strict=True):
+    for job, address in zip(config["scrape_configs"], (server, exporter), strict=True):
         job["static_configs"] = [{"targets": [address]}]
+    config["scrape_configs"].append({"job_name": "loadtest", "static_configs": [{"targets": [load_test]}]})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     files = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([PROMETHEUS, *files, f"--web.listen-address={address}"], stdout=log, stderr=log)
@@ -77,13 +81,21 @@ def live(artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     recpress.package(artifact, folder / "repo", name="small", instances=2)
     stop = threading.Event()
-    with Server(folder / "repo") as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(folder / "repo"))
+        stack.callback(server.stop, 3)  # it would wait half a minute for the stub that a test kills
         exporter = Exporter(folder / "repo", lambda: Client(server.url("grpc")))
+        log = stack.enter_context(ProxyLog("127.0.0.1:0", folder / "repo"))
+        exporter.registry.register(log)
         http, _ = start_http_server(0, "127.0.0.1", registry=exporter.registry)
+        stack.callback(http.server_close)
+        stack.callback(http.shutdown)
+        routes = {kind: Route(f"127.0.0.1:{free_port()}", server.url(kind)) for kind in ("http", "grpc")}
+        stack.enter_context(Proxy(nginx_config(limit=16, deadline_s=2, log=log.address, **routes)))
 
         def send():
             generator = np.random.default_rng(0)
-            with Client(server.url("grpc")) as client:
+            with Client(routes["grpc"].listen) as client:
                 while not stop.wait(0.01):
                     dense = generator.standard_normal((4, 5)).astype(np.float32)
                     if generator.random() < 0.05:
@@ -95,19 +107,28 @@ def live(artifact, tmp_path_factory):
             while not stop.wait(0.5):
                 exporter.go_round()
 
-        threads = [threading.Thread(target=target) for target in (send, go_round)]
-        for thread in threads:
+        for target in (send, go_round):
+            thread = threading.Thread(target=target)
             thread.start()
-        try:
-            with prometheus(folder, server.url("metrics"), http.server_port) as url:
-                yield url, folder / "repo"
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-            http.shutdown()
-            http.server_close()
-            server.stop(3)  # it would wait half a minute for the stub that a test kills
+            stack.callback(thread.join)
+        stack.callback(stop.set)
+        load_test = stack.enter_context(load_testing(artifact, routes["http"].listen))
+        addresses = server.url("metrics"), f"127.0.0.1:{http.server_port}", load_test
+        yield stack.enter_context(prometheus(folder, *addresses)), folder / "repo"
+
+
+@contextlib.contextmanager
+def load_testing(artifact, server):
+    """The metrics of a load test that goes on until it is terminated."""
+    port = free_port()
+    command = [sys.executable, "-m", "recpress.cli", "loadtest", str(artifact), "--name", "small", "--server", server]
+    load = ["--http", "--rate", "20", "--seconds", "600", "--timeout", "2", "--metrics-port", str(port)]
+    process = subprocess.Popen([*command, *load], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def empty(url):
@@ -115,8 +136,8 @@ def empty(url):
         (panel.title, query.expr)
         for board in BOARDS
         for panel in board.panels
-        if not any(ask_range(url, filled(q.expr, "small", "1"), time.time(), 1) for q in panel.queries)
         for query in panel.queries
+        if not ask_range(url, filled(query.expr, "small", "1"), time.time(), 1)
     ]
 
 
