@@ -1,5 +1,6 @@
 """Processes that tests start: who is there, what one has said, and where one may listen."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -33,3 +34,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def open_sockets() -> set[str]:
+    """The sockets that this process holds, by the names that ``/proc`` gives them."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(str(path.readlink()))
+    return {target for target in found if target.startswith("socket:")}

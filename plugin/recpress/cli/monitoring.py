@@ -50,7 +50,11 @@ def exporter(
                 log = stack.enter_context(ProxyLog(proxy_log, repository))
                 watching.registry.register(log)
                 watching.report(f"the proxy's log is taken on {log.address}")
-            export_until_stopped(watching, host=host, port=port, interval_s=interval)
+            try:
+                export_until_stopped(watching, host=host, port=port, interval_s=interval)
+            except KeyboardInterrupt:
+                typer.echo("stopping", err=True)
+                return
     from prometheus_client import generate_latest
 
     found = watching.go_round()

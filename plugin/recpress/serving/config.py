@@ -106,6 +106,25 @@ def options_of(config) -> dict[str, int | str]:
     }
 
 
+def instances_of(config) -> int:
+    """How many instances, each a process, the server makes of a version of ``config``.
+
+    Of a group on GPUs as many on each that it lists, or else on each that is seen here, as the server does.
+    """
+    _, model_config_pb2 = _protobuf()
+    made = 0
+    for group in config.instance_group:
+        on_gpu = group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+        made += max(1, group.count) * (len(group.gpus) or _gpus_here() if on_gpu else 1)
+    return made or 1
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def same_but_versions(a: str, config) -> bool:
     """Whether the text ``a`` is the ModelConfig ``config``, whatever versions each of them serves."""
     text_format, model_config_pb2 = _protobuf()

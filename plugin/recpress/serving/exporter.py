@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recpress.errors import MissingDependencyError, ProbeError, RecpressError, RepositoryError, ServerError
 from recpress.serving.client import Client
-from recpress.serving.config import WITHDRAWN, options_of, read_config, served_versions, versions_in
+from recpress.serving.config import WITHDRAWN, instances_of, read_config, served_versions, versions_in
 from recpress.serving.probe import measure_golden
 from recpress.serving.processes import Process, serving
 from recpress.serving.repository import STAGING
@@ -98,17 +98,27 @@ class Exporter:
 
     def go_round(self) -> Round:
         """Look at everything once; what fails is part of what is found."""
-        probes, expected, states, problem = [], [], [], ""
+        probes: list[Probe] = []
+        expected: list[tuple[str, int, int]] = []
+        states: list[tuple[str, str, str]] = []
+        problems = []
         try:
-            for model in self.models or models_of(self.repository):
+            models = self.models or models_of(self.repository)
+        except (RecpressError, OSError) as error:
+            models = []
+            problems.append(str(error))
+        for model in models:
+            # What is wrong with one model must not hide the others.
+            try:
                 folder = self.repository / model
                 states += _states(folder)
-                instances = options_of(read_config(folder))["instances"]
+                instances = instances_of(read_config(folder))
                 for version in served_versions(folder):
                     expected.append((model, version, instances))
                     probes.append(self._probe(folder, version))
-        except (RecpressError, OSError) as error:
-            problem = str(error)
+            except (RecpressError, OSError) as error:
+                problems.append(str(error))
+        problem = "; ".join(problems)
         self._tell("the repository", 0, problem)
         processes = serving(self.repository)
         self.latest = Round(

@@ -13,7 +13,7 @@ from recpress.artifact.manifest import Golden, Manifest, read_manifest
 from recpress.artifact.ragged import wire_rows
 from recpress.errors import ProbeError, RecpressError, RepositoryError
 from recpress.serving.client import Client
-from recpress.serving.config import CONFIG, options_of, read_config, served_versions
+from recpress.serving.config import CONFIG, instances_of, read_config, served_versions
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def measure_golden(client: Client, version: Path, *, taken: Callable[[float], No
 
 
 def _batch(version: Path) -> int:
-    options = options_of(read_config(version.parent))
-    return max(1, min(options["max_batch_size"], golden.ROWS // options["instances"]))
+    config = read_config(version.parent)
+    return max(1, min(config.max_batch_size, golden.ROWS // instances_of(config)))
 
 
 def _replay(

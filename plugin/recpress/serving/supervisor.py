@@ -11,7 +11,7 @@ from typing import NoReturn
 from recpress.artifact.manifest import MANIFEST
 from recpress.errors import RecpressError, RepositoryError, ServerError
 from recpress.serving.client import Client
-from recpress.serving.config import options_of, read_config, served_versions
+from recpress.serving.config import instances_of, read_config, served_versions
 from recpress.serving.control import Control
 from recpress.serving.probe import prove
 from recpress.serving.processes import stubs_of
@@ -111,7 +111,7 @@ class Supervisor:
             with contextlib.suppress(RepositoryError, OSError):
                 model = self.server.repository / v.model
                 if v.state == "READY" and v.version in served_versions(model):
-                    found.append((v.model, v.version, options_of(read_config(model))["instances"]))
+                    found.append((v.model, v.version, instances_of(read_config(model))))
         return found
 
     def _reload(self, model: str, version: int) -> None:

@@ -8,14 +8,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from support.processes import free_port
+from support.processes import free_port, open_sockets
 from support.raw_requests import http_body, send_grpc, send_http, tensor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -290,20 +288,12 @@ def test_an_address_that_cannot_be_taken_is_told(taken, tmp_path):
 
 
 def test_it_leaves_no_thread_and_no_socket(tmp_path):
-    before = set(threading.enumerate()), sockets()
+    before = set(threading.enumerate()), open_sockets()
     with Taken(tmp_path) as taken:
         address = taken.log.address
-        assert sockets() != before[1]
-    assert (set(threading.enumerate()), sockets()) == before
+        assert open_sockets() != before[1]
+    assert (set(threading.enumerate()), open_sockets()) == before
     ProxyLog(address, tmp_path)._socket.close()
-
-
-def sockets():
-    found = Counter()
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found[str(path.readlink())] += 1
-    return {name for name in found if name.startswith("socket")}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tritonclient.grpc import model_config_pb2
 import recpress
 from recpress.errors import ArtifactError, RepositoryError
 from recpress.serving import repository as module
-from recpress.serving.config import read_config
+from recpress.serving.config import instances_of, options_of, read_config
 
 
 def test_a_model_folder_holds_a_whole_config_and_no_code(artifact, tmp_path):
@@ -109,3 +109,22 @@ def test_a_folder_that_is_no_model_is_left_alone(artifact, tmp_path):
     (tmp_path / "repo" / "small").mkdir(parents=True)
     with pytest.raises(RepositoryError, match=r"holds no config\.pbtxt"):
         recpress.package(artifact, tmp_path / "repo", name="small")
+
+
+@pytest.mark.parametrize(
+    "groups, here, made",
+    [
+        ("", 4, 1),
+        ("instance_group { count: 3 kind: KIND_CPU }", 4, 3),
+        ("instance_group { kind: KIND_CPU }", 4, 1),
+        ("instance_group { count: 2 kind: KIND_GPU gpus: [0, 1, 3] }", 1, 6),
+        ("instance_group { count: 2 kind: KIND_GPU }", 4, 8),
+        ("instance_group { count: 2 kind: KIND_GPU }", 0, 2),
+        ("instance_group { count: 1 kind: KIND_GPU gpus: [0] } instance_group { count: 2 kind: KIND_CPU }", 4, 3),
+    ],
+)
+def test_instances_on_gpus_are_counted_by_gpu(groups, here, made, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: here)
+    config = text_format.Parse(groups, model_config_pb2.ModelConfig())
+    assert instances_of(config) == made
+    assert options_of(config)["instances"] == sum(group.count for group in config.instance_group), "as it was packaged"
