@@ -14,6 +14,7 @@ from rich.table import Table
 
 from recpress.errors import RecpressError
 from recpress.serving.bundle import find_bundle, find_libpython
+from recpress.serving.proxy import find_nginx
 from recpress.serving.server import Ports
 
 _SHM_BYTES = 64 << 20
@@ -105,6 +106,15 @@ def _server() -> list[Finding]:
     return findings
 
 
+def _nginx() -> list[Finding]:
+    try:
+        binary = find_nginx()
+    except RecpressError as error:
+        return [Finding("nginx", None, "not needed but for recpress proxy", str(error))]
+    done = subprocess.run([binary, "-v"], capture_output=True, text=True, check=False)
+    return [Finding("nginx", True, f"{binary} {done.stderr.strip().removeprefix('nginx version: nginx/')}")]
+
+
 def _shared_memory() -> list[Finding]:
     try:
         free = shutil.disk_usage("/dev/shm").free
@@ -145,6 +155,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _compiler,
     _kernels,
     _server,
+    _nginx,
     _shared_memory,
     _ports,
     _gpu,

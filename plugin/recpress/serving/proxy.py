@@ -225,6 +225,18 @@ def check_address(address: str) -> None:
         raise ServerError(f"address {address!r} is not HOST:PORT; give one such as 127.0.0.1:8001")
 
 
+def find_nginx() -> str:
+    """The path of nginx, which Debian keeps from users' PATH.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if binary is None:
+        raise MissingDependencyError("no nginx on PATH; install it with: apt-get install nginx-light")
+    return binary
+
+
 class Proxy:
     """nginx in a folder of its own, from :meth:`start` to :meth:`stop`, or as a context manager.
 
@@ -254,9 +266,7 @@ class Proxy:
             MissingDependencyError: nginx is not installed.
             ServerError: it does not take the configuration, or a port is busy. Nothing is left running.
         """
-        binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-        if binary is None:
-            raise MissingDependencyError("no nginx on PATH; install it with: apt-get install nginx-light")
+        binary = find_nginx()
         listening = [_reachable(a) for a in re.findall(r"^\s*listen (\S+):(\d+) ", self.config, re.MULTILINE)]
         for address in listening:
             _check_free(address)

@@ -19,6 +19,7 @@ from support.processes import free_port
 from support.raw_requests import http_body, send_grpc, send_http, tensor
 from typer.testing import CliRunner
 
+from recpress.cli import doctor
 from recpress.cli.main import app
 from recpress.errors import OverloadError, ServerError
 from recpress.serving import proxy as module
@@ -262,3 +263,11 @@ def test_no_nginx_is_told_with_its_remedy(monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda *_, **__: None)
     with pytest.raises(Exception, match="apt-get install nginx"):
         Proxy(nginx_config(limit=2, deadline_s=1)).start()
+    (found,) = doctor._nginx()
+    assert found.ok is None and "apt-get install nginx" in found.remedy
+
+
+@needs_nginx
+def test_the_doctor_knows_nginx():
+    (found,) = doctor._nginx()
+    assert found.ok and found.found.startswith(NGINX) and re.search(r" \d+\.\d+\.\d+", found.found)
