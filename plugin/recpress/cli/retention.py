@@ -1,10 +1,14 @@
 """The verbs on stored versions: versions, prune-versions."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recpress.cli.serving import KeyFile, Repository, ServerOption, control
+
+if TYPE_CHECKING:
+    from recpress.serving.control import Control
 
 Name = Annotated[str, typer.Option(help="The model's name in the repository.")]
 
@@ -26,10 +30,14 @@ def prune_versions(
     key_file: KeyFile = None,
 ) -> None:
     """Remove a model's old and withdrawn versions, never one in service."""
+    print_removed(repository, name, keep, control(server, key_file, repository), dry_run=dry_run)
+
+
+def print_removed(repository: Path, name: str, keep: int, server: "Control | None", *, dry_run: bool = False) -> None:
+    """Remove a model's old versions but for ``keep``, and print which."""
     from recpress.serving.retention import prune_versions as prune
 
-    running = control(server, key_file, repository)
-    removed = prune(repository, name=name, keep=keep, server=running, dry_run=dry_run)
+    removed = prune(repository, name=name, keep=keep, server=server, dry_run=dry_run)
     said = "would be removed" if dry_run else "is removed"
     for stored in removed:
         typer.echo(f"{name}, version {stored.version}, {stored.state}, {said}: {stored.bytes / 1e6:.1f} MB")

@@ -75,8 +75,12 @@ def deploy(
     server: ServerOption = None,
     key_file: KeyFile = None,
     load_timeout: Annotated[float, typer.Option(help="Seconds that the version may take to load.")] = 120.0,
+    keep: Annotated[
+        int | None, typer.Option(help="Then remove versions out of service but for so many, the newest.", min=1)
+    ] = None,
 ) -> None:
     """Add an artifact as a model's next version, load it in the running server, and prove it over the wire."""
+    from recpress.cli.retention import print_removed
     from recpress.serving.versions import deploy as change
 
     running = control(server, key_file, repository)
@@ -86,6 +90,8 @@ def deploy(
         f"in service at {running.address} after {done.seconds:.1f} s" if running else "in the repository, not loaded"
     )
     typer.echo(f"{name}, version {done.now}, is {where}{before}")
+    if keep is not None:
+        print_removed(repository, name, keep, running)
 
 
 def rollback(

@@ -58,6 +58,16 @@ def test_the_commands(repository):
     assert run(app, ["prune-versions", *words, "--keep", "0"]).exit_code == 2
 
 
+def test_deploying_removes_what_is_older(repository, artifact):
+    run = CliRunner().invoke
+    words = ["deploy", str(artifact), str(repository), "--name", "m"]
+    assert run(app, [*words, "--keep", "0"]).exit_code == 2 and states(repository)[2] == "old"
+    done = run(app, [*words, "--keep", "2"])
+    assert done.exit_code == 0 and "m, version 6, is in the repository" in done.output
+    assert all(f"m, version {old}, old, is removed" in done.output for old in (1, 2))
+    assert states(repository) == {3: "old", 4: "served", 5: "withdrawn", 6: "served"}
+
+
 def test_what_is_refused(repository):
     with pytest.raises(RepositoryError, match="keep is 0; give how many"):
         prune_versions(repository, name="m", keep=0)
