@@ -1,6 +1,7 @@
 """What clients put on the wire and read off it, by gRPC or HTTP, and what the server's refusals mean."""
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from typing import Literal
@@ -21,6 +22,8 @@ KINDS = {
     "bool": "BOOL",
 }
 _DOWN = ("UNAVAILABLE", "502", "503", "504")
+# An INTERNAL error, or a 500: the process that was to score the request has died, which is no fault of the request.
+_STUB_GONE = re.compile(r"Stub process '.*' is not healthy")
 
 
 def tensors(module, inputs: Mapping[str, np.ndarray]) -> list:
@@ -63,7 +66,7 @@ def refusal(error, model: str, where: str) -> RecpressError:
         return OverloadError(f"the server at {where} turns the request to {model!r} away: {text}")
     if "DEADLINE_EXCEEDED" in status:
         return NoAnswerError(f"the server at {where} does not answer the request to {model!r} in time")
-    if any(word in status for word in _DOWN):
+    if any(word in status for word in _DOWN) or _STUB_GONE.search(text):
         return ServerError(f"the server at {where} does not answer: {text}")
     return RequestError(f"the server at {where} refuses the request to {model!r}: {text}")
 

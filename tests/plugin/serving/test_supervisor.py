@@ -60,7 +60,7 @@ class Watched:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join(120)
-        self.server.stop()
+        self.server.stop(5)  # it would wait half a minute for stubs that are killed
 
     def stubs(self):
         """Processes of the stubs that are alive."""
@@ -164,6 +164,42 @@ def test_stubs_and_servers_that_are_killed_come_back(artifact, tmp_path):
         assert watched.error is None
         assert server.shared_memory()
     assert not server.shared_memory(), "what the killed server left is swept"
+
+
+def test_stubs_that_are_killed_in_the_middle_of_requests(artifact, tmp_path):
+    """Whether the server aborts or answers with an error: all know that they may send again, and are then answered."""
+    with Watched(artifact, tmp_path, Limits(look_s=0.1, probe_s=600)) as watched:
+        errors, ended, answered = [], [], []
+
+        def send(protocol):
+            try:
+                with Client(watched.server.url(protocol), protocol=protocol, timeout_s=60) as client:
+                    watched.scores.right(client)
+            except Exception as error:
+                errors.append(error)
+            ended.append(time.monotonic())
+            watched.scores.until_right()
+            answered.append(protocol)
+
+        stubs = watched.stubs()
+        for stub in stubs:
+            os.kill(stub, signal.SIGSTOP)
+        clients = [threading.Thread(target=send, args=(protocol,)) for protocol in ("grpc", "http") * 3]
+        for client in clients:
+            client.start()
+        time.sleep(0.5)
+        assert len(stubs) == 2 and not ended, "all are under way"
+        killed = time.monotonic()
+        for stub in stubs:
+            os.kill(stub, signal.SIGKILL)
+        for client in clients:
+            client.join(100)
+        assert len(answered) == 6 and max(ended) - killed < 30, "well before their time-out"
+        assert [type(error) for error in errors] == [ServerError] * 6, errors
+        assert any("is loaded again" in text or "serving again" in text for _, text in watched.reports)
+        with Client(watched.server.url("grpc")) as client:
+            assert all(watched.scores.right(client) for _ in range(8)) and watched.error is None
+        assert not set(watched.stubs()) & set(stubs)
 
 
 def test_a_crash_loop_ends_with_an_error(artifact, tmp_path, monkeypatch):
