@@ -20,6 +20,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recpress.errors import TrainingError
 from recpress.pipeline import Compressed, Evaluate, evaluated
+from recpress.pruning import later
+from recpress.pruning.schedules import Schedule
 from recpress.qat import convert, prepare
 from recpress.quantize.capture import ROWS, Inputs, call
 from recpress.recipe import Recipe, as_recipe
@@ -58,6 +60,7 @@ def finetune(
     patience: int = 2,
     dropout: bool | None = None,
     learn_scales: bool = False,
+    gradual: bool | Schedule = False,
     control: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -108,6 +111,12 @@ def finetune(
         warmup: share of all steps.
         dropout: whether it is on in training; None: with ``loss="labels"`` alone. Batch norms keep their statistics.
         learn_scales: as in :func:`recpress.prepare`.
+        gradual: what ``recipe.prune`` takes out goes while the model trains, by a schedule (recpress.pruning.schedules)
+            over the optimiser's steps, counted from 0, which ends with the recipe's sparsity; True: by
+            :class:`Polynomial` over the first half of them. Of the passes only those that end after it can be kept.
+            The recipe can then judge by gradient, taylor and movement too; and not by thresholds or sparsegpt, nor
+            remove units, dimensions or heads. What is evaluated as before training is pruned in one step, by magnitude
+            where the recipe judges by gradients. False: in one step, before training.
         control: False leaves the control away, and the report says so.
         seed: what dropout and a DataLoader without a generator of its own draw from, in both trainings. The global
             generators are as before afterwards. On the CPU the result is the same each time.
@@ -117,6 +126,7 @@ def finetune(
         RecipeError: the recipe is wrong, does not fit the model, or compresses nothing of it.
         TrainingError: an argument is out of its range, there are no batches or batches of another form, or the loss
             becomes NaN or infinite; the message names the step.
+        PruningError: what the recipe prunes does not fit the model, or ``gradual`` not it or the steps.
         UnsupportedLayerError, CalibrationError: as :func:`recpress.prepare`.
     """
     recipe = as_recipe(recipe)
@@ -131,15 +141,21 @@ def finetune(
         check_batches("valid", valid)
         if calibration is None and not callable(loss):
             calibration = first_inputs(train, device)
-        prepared = prepare(model, recipe, calibration=calibration, learn_scales=learn_scales)
+        calibration = None if calibration is None else list(calibration)
+        how = {"calibration": calibration, "learn_scales": learn_scales}
+        prepared, pruner = prepare(model, recipe, **how, gradual=bool(gradual)), None
+        at_once = prepared
+        if gradual:
+            pruner = later.pruner(prepared, recipe.prune, gradual, settings.steps(train), calibration)
+            at_once = prepare(model, later.in_one_step(recipe), **how)
         dense = copy.deepcopy(model) if control else None
         with _as_teacher(model), _as_teacher(teacher or model), _progress(progress) as bar:
             before = evaluated(model, evaluate)
-            post_training = evaluated(convert(prepared, counts=counts).model, evaluate)
+            post_training = evaluated(convert(at_once, counts=counts).model, evaluate)
             given = (teacher or model, objective, train, valid, settings)
-            run = fit(prepared, *given, on_step=bar("quantised"))
+            run = fit(prepared, *given, on_step=bar("quantised"), pruner=pruner)
             dense_run = None if dense is None else fit(dense, *given, on_step=bar("control"))
-        compressed = convert(prepared, counts=counts)
+        compressed = convert(prepared, counts=counts, pruned=None if pruner is None else pruner.finish())
         after, of_control = evaluated(compressed.model, evaluate), {} if dense is None else evaluated(dense, evaluate)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     taught = "" if loss == "labels" else "original" if teacher is None else "given"

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from recpress.errors import PruningError
 from recpress.pruning.oneshot import prune
 from recpress.pruning.rows import PruneRow
+from recpress.pruning.spec import FROM_GRADIENTS
 from recpress.quantize.capture import Inputs, capture
 from recpress.recipe import Recipe, as_recipe
 from recpress.rewrite import Row, before_pruning, rewrite
@@ -111,6 +113,12 @@ def pruned_first(
     """
     if recipe.prune is None:
         return model, (), calibration
+    if recipe.prune.by in FROM_GRADIENTS:
+        raise PruningError(
+            f"recipe {recipe.name} prunes by {recipe.prune.by}, which judges by the gradients of a loss, and here is "
+            "none; use recpress.finetune with gradual=True, or recpress.prune with calibration and loss and compress "
+            "what it gives, or name another criterion"
+        )
     calibration = None if calibration is None else list(calibration)
     pruned = prune(model, recipe.prune, calibration=calibration)
     return pruned.model, pruned.rows, calibration

@@ -17,6 +17,8 @@ from torch import nn
 from recpress import layers
 from recpress.errors import KernelInputError, RecipeError, TrainingError, UnsupportedLayerError
 from recpress.pipeline import Compressed, Report, pruned_first
+from recpress.pruning import later
+from recpress.pruning.oneshot import Pruned
 from recpress.pruning.rows import PruneRow
 from recpress.quantize.capture import Inputs, capture
 from recpress.quantize.cluster import LEVELS
@@ -30,7 +32,7 @@ from recpress.quantize.fake import (
 )
 from recpress.quantize.fold import fold, foldable
 from recpress.recipe import Recipe, Scheme, as_recipe
-from recpress.rewrite import Judged, Row, account, before_pruning, copy_with, inputs_of, judge
+from recpress.rewrite import Judged, Row, account, before_pruning, copy_with, inputs_of, judge, with_taken
 from recpress.tables import Counts, apply_table_rules
 from recpress_kernels.formats.rows import quantize_rows_int4, quantize_rows_int8
 
@@ -41,12 +43,13 @@ _TWINS = (FakeLinear, FakeClusteredLinear, FakeEmbedding, FakeEmbeddingBag)
 @dataclass(frozen=True)
 class Plan:
     """What a prepared model becomes: the recipe, and the report's rows as far as they are known before training, the
-    scheme of each prepared layer by its first name, and what was pruned before."""
+    scheme of each prepared layer by its first name, and what was pruned before, or with ``gradual`` will be."""
 
     recipe: Recipe
     rows: tuple[Row, ...]
     schemes: dict[str, Scheme]
     pruning: tuple[PruneRow, ...]
+    gradual: bool
 
 
 def prepare(
@@ -55,6 +58,7 @@ def prepare(
     *,
     calibration: Iterable[Inputs] | None = None,
     learn_scales: bool = False,
+    gradual: bool = False,
 ) -> nn.Module:
     """A copy of ``model`` in which each layer that ``recipe`` compresses is fake-quantised, ready to be trained.
 
@@ -77,6 +81,9 @@ def prepare(
         learn_scales: train the scales of weights' channels and of static activations too (LSQ, Esser et al. 2020,
             arXiv 1902.08153), from where the rules of the recipe put them. Else a channel's scale follows its
             largest weight, and static ranges stay. Rows of activations and of tables always follow their own range.
+        gradual: leave in what ``recipe.prune`` takes out, for a :class:`recpress.Pruner` on the copy in your loop, and
+            give convert what its finish returns. What is compressed, and ranges on calibration inputs, are as if all
+            had been pruned by magnitude. Not for thresholds, sparsegpt, units, dimensions and heads.
 
     Raises:
         RecipeError: the recipe is wrong, does not fit the model, or compresses nothing of it.
@@ -90,7 +97,12 @@ def prepare(
             f"recipe {recipe.name} has bias_correction or rounding: adaround, which training overwrites; leave them "
             "away to train, or use recpress.compress"
         )
-    source, pruning, calibration = pruned_first(model, recipe, calibration)
+    if gradual:
+        calibration = None if calibration is None else list(calibration)
+        dense, pruned = _as_if_pruned(model, recipe, calibration)
+        source, pruning = pruned.model, pruned.rows
+    else:
+        source, pruning, calibration = pruned_first(model, recipe, calibration)
     new = copy_with(source, {})
     captured = None if calibration is None else capture(new, calibration)
     judged = judge(new, recipe, captured)
@@ -98,6 +110,8 @@ def prepare(
     if not compressed and not pruning:
         raise RecipeError(_nothing(recipe, judged))
     rows = before_pruning(account(judged, {}, None), model, pruning)
+    if gradual:
+        later.reopen(new, dense)
     folds = {linear: norm for linear, norm in foldable(new).items() if judged.verdicts[linear][0] == "compressed"}
     for linear, norm in folds.items():
         fold(linear, norm)
@@ -111,11 +125,14 @@ def prepare(
     into = {judged.names[norm]: judged.names[linear][0] for linear, norm in folds.items()}
     new = copy_with(new, replaced)
     schemes = {name: scheme for _, name, scheme in compressed}
-    setattr(new, _PLAN, Plan(recipe, tuple(_folded(row, into.get(row.names)) for row in rows), schemes, pruning))
+    rows = tuple(_folded(row, into.get(row.names)) for row in rows)
+    setattr(new, _PLAN, Plan(recipe, rows, schemes, pruning, gradual))
     return new
 
 
-def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
+def convert(
+    prepared: nn.Module, *, counts: Counts | None = None, pruned: Iterable[PruneRow] | None = None
+) -> Compressed:
     """What ``prepared``, made by :func:`prepare` and trained since, becomes: as :func:`recpress.compress` gives it.
 
     ``prepared`` is not changed. The report holds no quality; its parameters and bytes before are those of the model
@@ -125,10 +142,12 @@ def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
         prepared: the module that prepare returned.
         counts: as for compress, where the recipe drops rows by them. What it says of ids out of vocabulary and of rows
             that are dropped is done here: while it is trained, a prepared model takes the ids that the original takes.
+        pruned: of a model that was prepared with ``gradual``: what the Pruner's finish returned.
 
     Raises:
         RecipeError, CalibrationError: what the recipe says of tables' rows does not fit, or counts are missing.
-        TrainingError: ``prepared`` is no prepared model, or a layer of it was taken out since.
+        TrainingError: ``prepared`` is no prepared model, a layer of it was taken out since, or ``pruned`` is missing,
+            or given without having been asked for.
         UnsupportedLayerError: training left weights or scales that cannot be quantised (NaN, infinity).
     """
     plan = getattr(prepared, _PLAN, None)
@@ -137,6 +156,7 @@ def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
             f"convert is given a {type(prepared).__name__} that recpress.prepare did not return; give that module "
             "itself, not one that wraps it"
         )
+    plan = _with_pruned(plan, pruned)
     modules = dict(prepared.named_modules(remove_duplicate=False))
     replaced: dict[int, nn.Module] = {}
     after: dict[str, nn.Module] = {}
@@ -150,6 +170,23 @@ def convert(prepared: nn.Module, *, counts: Counts | None = None) -> Compressed:
     vars(model).pop(_PLAN, None)
     model, rows = apply_table_rules(model, rows, plan.recipe, counts)
     return Compressed(model, Report(plan.recipe, tuple(rows), {}, {}, pruning=plan.pruning))
+
+
+def _as_if_pruned(model: nn.Module, recipe: Recipe, calibration: Iterable[Inputs] | None) -> tuple[nn.Module, Pruned]:
+    if recipe.prune is None:
+        raise RecipeError(f"recipe {recipe.name} prunes nothing that could be pruned gradually; give it prune")
+    return later.as_if_pruned(model, recipe.prune, calibration)
+
+
+def _with_pruned(plan: Plan, pruned: Iterable[PruneRow] | None) -> Plan:
+    """``plan`` with what was pruned since it was made."""
+    if plan.gradual != (pruned is not None):
+        how = "with gradual=True; give pruned=..." if plan.gradual else "without gradual; leave pruned out:"
+        raise TrainingError(f"the model was prepared {how} what recpress.Pruner's finish() returned")
+    if pruned is None:
+        return plan
+    pruning = tuple(later.finished(plan.pruning, pruned))
+    return replace(plan, rows=tuple(with_taken(plan.rows, pruning)), pruning=pruning)
 
 
 def _twin(

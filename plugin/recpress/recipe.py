@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recpress.errors import PruningError, RecipeError
-from recpress.pruning.spec import FROM_GRADIENTS, PruneSpec
+from recpress.pruning.spec import PruneSpec
 
 LinearScheme = Literal["int8", "int8-24", "int8-weights", "clustered-16", "clustered-256", "keep"]
 Scheme = Literal["int8", "int8-24", "int8-weights", "clustered-16", "clustered-256", "int4", "keep"]
@@ -106,10 +106,11 @@ class Recipe(BaseModel):
             rows, 4 bytes an id. The row of ``oov`` and the ``padding_idx`` always stay.
         prune: what is taken out first, a :class:`recpress.PruneSpec`, its attributes or a pattern such as ``"2:4"``:
             weights by magnitude, wanda or sparsegpt, units by activation or weight-norm; wanda, sparsegpt and
-            activation need calibration inputs, and so do dimensions of tables and heads of attention. Units, dimensions
-            and heads are removed, so that layers are smaller. Weights that go are
-            zeros: ``"int8-24"`` stores 2:4 in less and computes it faster, any other layer keeps its bytes and its
-            time. Fine-tuning then distils from the dense original, and the masks hold. None: none.
+            activation need calibration inputs, and so do dimensions of tables and heads of attention. Gradient, taylor
+            and movement are for recpress.finetune, gradually. Units, dimensions and heads are removed, so that layers
+            are smaller. Weights that go are zeros: ``"int8-24"`` stores 2:4 in less and computes it faster, any other
+            layer keeps its bytes and its time. Fine-tuning then distils from the dense original, and the masks hold.
+            None: none.
         name: what the report calls this recipe.
     """
 
@@ -144,15 +145,8 @@ class Recipe(BaseModel):
 
     @field_validator("prune")
     @classmethod
-    def _in_one_step(cls, prune: PruneSpec | None) -> PruneSpec | None:
-        if prune is None:
-            return prune
-        if prune.by in FROM_GRADIENTS:
-            raise ValueError(
-                f"{prune.by} judges by the gradients of a loss, which a recipe does not have; use recpress.prune with "
-                "calibration and loss, or recpress.Pruner, and compress what they give, or name another criterion"
-            )
-        if prune.n_m is None and prune.sparsity is None and prune.threshold is None:
+    def _says_how_much(cls, prune: PruneSpec | None) -> PruneSpec | None:
+        if prune is not None and prune.share is None and prune.threshold is None:
             raise ValueError(f"pattern {prune.pattern!r} does not say how much goes; give sparsity")
         return prune
 

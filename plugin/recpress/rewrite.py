@@ -258,16 +258,21 @@ def before_pruning(rows: Iterable[Row], model: nn.Module, pruning: Iterable[Prun
     """``rows`` of what pruning left of ``model``, with the sizes that its modules had and what was taken of each."""
     had = sizes(_names(model))
     own = {name: had[module] for name, module in model.named_modules(remove_duplicate=False) if module in had}
+    sized = []
+    for row in rows:
+        parameters, before = own[row.names[0]]
+        sized.append(replace(row, parameters=parameters, bytes_before=before))
+    return with_taken(sized, pruning)
+
+
+def with_taken(rows: Iterable[Row], pruning: Iterable[PruneRow]) -> list[Row]:
+    """``rows``, which have the sizes of before, with what pruning took of each."""
     taken: dict[str, list[PruneRow]] = defaultdict(list)
     for row in pruning:
         if row.status == "pruned":
             taken[row.name.rpartition(".")[0]].append(row)
-    found = []
-    for row in rows:
-        parameters, before = own[row.names[0]]
-        pruned = _taken([r for name in row.names for r in taken[name]], parameters)
-        found.append(replace(row, parameters=parameters, bytes_before=before, pruned=pruned))
-    return found
+    of = lambda row: [r for name in row.names for r in taken[name]]  # noqa: E731
+    return [replace(row, pruned=_taken(of(row), row.parameters)) for row in rows]
 
 
 def _taken(pruned: list[PruneRow], parameters: int) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recpress.errors import KernelInputError, TrainingError
+from recpress.pruning.gradual import Pruner
 
 Batch = object
 Loss = Callable[[nn.Module, nn.Module, Batch], Tensor]
@@ -48,6 +49,10 @@ class Settings:
             raise TrainingError(f"warmup is {self.warmup!r}; give the share of all steps, 0 to 1")
         if self.schedule not in SCHEDULES:
             raise TrainingError(f"schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
+
+    def steps(self, train: Iterable[Batch]) -> int:
+        """The optimiser's, at most."""
+        return self.epochs * (len(train) if hasattr(train, "__len__") else sum(1 for _ in train))
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by at ``step`` of ``steps``, both counted from 0."""
@@ -115,18 +120,21 @@ def fit(
     settings: Settings,
     *,
     on_step: Callable[[int, int, Epoch | None], object],
+    pruner: Pruner | None = None,
 ) -> Run:
     """Train ``model`` in place, and leave it in eval mode at the pass of the best validation loss, 0 included.
 
     Args:
         teacher: handed to ``loss``.
         on_step: called after each step with its number from 1, the number of steps and, after a pass, its epoch.
+        pruner: of ``model``, called after each step. A pass that ends before its schedule, 0 included, is never the
+            best, and patience begins with the first that ends after it.
 
     Raises:
         TrainingError: no batches, a loss that is not finite or no scalar that depends on the model, or no parameter
             to train.
     """
-    steps = settings.epochs * _length(train)
+    steps = settings.steps(train)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -134,9 +142,9 @@ def fit(
         factor = lambda step: settings.factor(step, steps)  # noqa: E731
         schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
         done = [Epoch(0, None, _validate(model, teacher, loss, valid, device, "before training"), 0.0)]
-        best, best_state = done[0], copy.deepcopy(model.state_dict())
+        best, best_state = (done[0], copy.deepcopy(model.state_dict())) if pruner is None else (None, None)
         step = 0
-        while len(done) <= settings.epochs and len(done) - 1 - best.number < settings.patience:
+        while len(done) <= settings.epochs and (best is None or len(done) - 1 - best.number < settings.patience):
             started = time.perf_counter()
             _mode(model, dropout=settings.dropout)
             total = rows = 0.0
@@ -146,14 +154,22 @@ def fit(
                 value = _loss(loss, model, teacher, to_device(batch, device), where)
                 _step(value, optimizers, schedulers, where)
                 total, rows = total + float(value.detach()) * rows_of(batch), rows + rows_of(batch)
+                if pruner is not None:
+                    pruner.step(step - 1)
                 on_step(step, steps, None)
             if not rows:
                 raise TrainingError(f"train gives no batches in pass {len(done)}; give what can be gone through again")
             valid_loss = _validate(model, teacher, loss, valid, device, f"after pass {len(done)}")
             done.append(Epoch(len(done), total / rows, valid_loss, time.perf_counter() - started))
-            if valid_loss < best.valid_loss:
+            done_pruning = pruner is None or pruner.finished
+            if done_pruning and (best is None or valid_loss < best.valid_loss):
                 best, best_state = done[-1], copy.deepcopy(model.state_dict())
             on_step(step, steps, done[-1])
+    if best is None:
+        raise TrainingError(
+            f"{step} steps were made, of {steps} that the first pass promised, and pruning is at sparsity "
+            f"{pruner.sparsity} of {pruner.schedule.final}; see that train gives as many batches in each pass"
+        )
     model.load_state_dict(best_state)
     model.eval()
     return Run(tuple(done), best, step)
@@ -191,10 +207,6 @@ def rows_of(batch: Batch) -> int:
         return len(batch) if batch.dim() else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
     return next((rows_of(part) for part in parts if isinstance(part, Tensor | Mapping | tuple | list)), 1)
-
-
-def _length(batches: Iterable[Batch]) -> int:
-    return len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
 
 
 def _mode(model: nn.Module, *, dropout: bool) -> None:

@@ -78,13 +78,18 @@ class Pruner:
         self._fired, self.sparsity = due, sparsity
         return sparsity
 
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has fired to its end: from then on nothing more is masked."""
+        return math.isclose(self.sparsity, self.schedule.final)
+
     def finish(self) -> list[PruneRow]:
         """Take off the hooks, bake the masks in, and account for every parameter.
 
         Raises:
             PruningError: the schedule has not fired to its end.
         """
-        if not math.isclose(self.sparsity, self.schedule.final):
+        if not self.finished:
             fired = "never fired" if self._fired is None else f"last fired at step {self._fired}"
             raise PruningError(
                 f"the schedule {fired} and is at sparsity {self.sparsity}, not at its final {self.schedule.final}; "
@@ -156,10 +161,8 @@ def _check(spec: PruneSpec, schedule: Schedule, steps: int | None, calibration: 
         raise PruningError("permute moves weights under the optimiser that holds them; use recpress.prune")
     if spec.by == "wanda" and calibration is None:
         raise PruningError("wanda judges by the layers' inputs; give calibration=[...], some thousand rows")
-    if spec.n_m and not math.isclose(schedule.final, 1 - spec.n_m[0] / spec.n_m[1]):
-        raise PruningError(
-            f"the schedule ends with sparsity {schedule.final}, and {spec.pattern} is {1 - spec.n_m[0] / spec.n_m[1]}"
-        )
+    if spec.n_m and not math.isclose(schedule.final, spec.share):
+        raise PruningError(f"the schedule ends with sparsity {schedule.final}, and {spec.pattern} is {spec.share}")
     if steps is None:
         return
     if schedule.first >= steps:

@@ -17,7 +17,7 @@ from recpress.pruning import criteria, dimensions, heads, masks, patterns, permu
 from recpress.pruning.criteria import Loss
 from recpress.pruning.rows import PruneRow
 from recpress.pruning.sparsegpt import sparsegpt
-from recpress.pruning.spec import FROM_INPUTS, STRUCTURED, PruneSpec
+from recpress.pruning.spec import FROM_GRADIENTS, FROM_INPUTS, STRUCTURED, PruneSpec
 from recpress.pruning.targets import Skip, Target
 from recpress.quantize.capture import Captured, capture
 
@@ -82,6 +82,26 @@ def prune(
             for target in found:
                 masks.narrow(target.weight, keep[target.name])
     return Pruned(new, tuple(rows(new, spec, found, [*skips, *unreached], before, thresholds)))
+
+
+def reordered(model: nn.Module, spec: PruneSpec, calibration: Iterable[object] | None) -> nn.Module:
+    """A copy of ``model`` with its hidden units in the order that ``spec.permute`` asks for; nothing is pruned.
+
+    By magnitude where ``spec`` judges by gradients, of which there are none before training.
+
+    Raises:
+        PruningError: as :func:`prune`.
+    """
+    new = _copied(model)
+    if not spec.permute:
+        return new
+    spec = spec.model_copy(update={"criterion": "magnitude"}) if spec.by in FROM_GRADIENTS else spec
+    _check(spec, calibration, None)
+    found, _ = find(new, spec)
+    with evaluating(new):
+        scores, _ = scored(new, found, spec, calibration, None)
+        _permuted(new, [target for target in found if target.name in scores], scores, spec)
+    return new
 
 
 def find(model: nn.Module, spec: PruneSpec) -> tuple[list[Target], list[Skip]]:
@@ -203,7 +223,7 @@ def _check(spec: PruneSpec, calibration: object, loss: Loss | None) -> None:
         raise PruningError(f"{spec.by} judges by the layers' inputs; give calibration=[...], some thousand rows")
     if spec.by in ("gradient", "taylor") and (calibration is None or loss is None):
         raise PruningError(f"{spec.by}: no gradients were computed; give calibration=[...] and loss(model, item)")
-    if spec.n_m is None and spec.sparsity is None and spec.threshold is None:
+    if spec.share is None and spec.threshold is None:
         raise PruningError(f"pattern {spec.pattern!r} does not say how much goes; give sparsity")
 
 

@@ -77,6 +77,11 @@ class PruneSpec(BaseModel):
         """The criterion, with its default."""
         return self.criterion or STRUCTURED.get(self.pattern, WEIGHTS)[0]
 
+    @property
+    def share(self) -> float | None:
+        """The share of the weights or units that goes; None where a threshold decides, or a schedule is to."""
+        return self.sparsity if self.n_m is None else 1 - self.n_m[0] / self.n_m[1]
+
     def _problem(self) -> str:
         """What keeps this from being something to do; empty where nothing does."""
         if self.pattern not in ("unstructured", *STRUCTURED) and self.n_m is None:

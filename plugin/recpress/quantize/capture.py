@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recpress.errors import CalibrationError
+from recpress.quantize.fake import FakeClusteredLinear, FakeLinear
 
 Inputs = Tensor | tuple | list | Mapping
 ROWS = 4096
@@ -15,11 +16,14 @@ EXAMPLE_ROWS = 1024
 """Inputs of the model are kept until they have as many rows."""
 LARGEST = torch.finfo(torch.float32).max / 2
 """Of a layer's inputs, so that the width of their range is a float32."""
+_LINEAR = (nn.Linear, FakeLinear, FakeClusteredLinear)
+"""Not other subclasses, whose forward may do something else to their input."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Ids of the modules that ran, and the inputs ``[rows, in]`` of each ``nn.Linear`` among them, by its id.
+    """Ids of the modules that ran, and the inputs ``[rows, in]`` of each ``nn.Linear`` among them, fake-quantised ones
+    too, by its id.
 
     ``examples`` are the first of the model's own inputs.
     """
@@ -49,7 +53,7 @@ def capture(model: nn.Module, calibration: Iterable[Inputs]) -> Captured:
         if tensors and not any(part.numel() for part in tensors):
             return
         reached.add(id(module))
-        if type(module) is nn.Linear:
+        if type(module) in _LINEAR:
             parts = kept.setdefault(id(module), [])
             room = ROWS - sum(len(part) for part in parts)
             if room > 0:

@@ -103,7 +103,7 @@ def test_a_recipe_prunes_first_and_finetuning_distils_from_the_dense_original():
     [
         ("4:2", "'prune': pattern '4:2' keeps 4 of 2"),
         ({"sparcity": 0.5}, "'prune': what to prune: 'sparcity'"),
-        ({"criterion": "taylor"}, "taylor judges by the gradients of a loss, which a recipe does not have"),
+        ({"pattern": "unstructured"}, "'unstructured' does not say how much goes; give sparsity"),
     ],
     ids=str,
 )

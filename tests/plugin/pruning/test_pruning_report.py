@@ -135,8 +135,6 @@ def test_a_teacher_that_is_given_is_named():
 @pytest.mark.parametrize(
     ("prune", "says"),
     [
-        ({"criterion": "taylor"}, "taylor judges by the gradients of a loss, which a recipe does not have; use"),
-        ({"criterion": "movement"}, "movement judges by the gradients"),
         ({"pattern": "units"}, "pattern 'units' does not say how much goes; give sparsity"),
         ({"pattern": "unstructured"}, "pattern 'unstructured' does not say how much goes"),
         ({"pattern": "units", "sparsity": 1.0}, "'prune': what to prune: sparsity is 1.0"),
