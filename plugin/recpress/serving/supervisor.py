@@ -44,7 +44,8 @@ class Supervisor:
     * A stub that is gone while its version is in service: the version's manifest is touched, which makes the server
       load that version again; the other instances and versions serve on. The server itself says nothing of a dead
       stub until a request meets it, and then fails that request and every other one that falls to it.
-    * The server is gone, as it may be when a stub dies in the middle of a request: it is started again on the same ports.
+    * The server is gone, as it may be when a stub dies in the middle of a request: it is started again on the same
+      ports.
     * A version fails its golden rows ``strikes`` times in a row, or does not load again: the server is started again.
       Time-outs of a version that meanwhile answers others are no failures: it is busy.
 
