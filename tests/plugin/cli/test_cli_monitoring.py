@@ -1,5 +1,6 @@
 """The verbs exporter and dashboard: their options, what they refuse and how they end."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 import recpress
 from recpress.cli.main import app
 from recpress.serving.server import Server
+
+PROMTOOL = shutil.which("promtool")
 
 
 def command(*options):
@@ -40,6 +43,9 @@ def test_one_round_is_printed_and_fails_where_a_probe_does(repository):
         done = command("exporter", repository, "--once")
         assert done.exit_code == 0 and 'recpress_probe_success{model="small",version="1"} 1.0' in done.stdout
         assert "recpress_stubs{" in done.stdout
+        if PROMTOOL:
+            said = subprocess.run([PROMTOOL, "check", "metrics"], input=done.stdout, capture_output=True, text=True)
+            assert said.returncode == 0, said.stdout + said.stderr
         named = command("exporter", repository, "--once", "--server", server.url("grpc"), "--model", "small")
         assert named.exit_code == 0
     gone = command("exporter", repository, "--once", "--server", server.url("grpc"), "--timeout", "2")
