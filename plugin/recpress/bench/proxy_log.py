@@ -136,7 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"batch 1, {given.clients} clients of gRPC behind nginx: {on:.0f} requests/s with its log, {off:.0f} without")
     print(
         f"  ratio {found['median']:.4f} [{found['low']:.4f}, {found['high']:.4f}]; nginx takes {cpu['on'] * 1e6:.1f} "
-        f"and {cpu['off'] * 1e6:.1f} us of CPU a request; {said['dropped']} of {said['lines']} dropped"
+        f"and {cpu['off'] * 1e6:.1f} us of CPU a request, "
+        f"the exporter {said['cpu_seconds'] / said['lines'] * 1e6:.1f}; {said['dropped']} of {said['lines']} dropped"
     )
     if given.json:
         save({"kind": "proxy_log", "lines": lines, "behind_nginx": row}, given.json)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from recpress.artifact.manifest import MANIFEST
-from recpress.errors import RecpressError, RepositoryError, ServerError
+from recpress.errors import NoAnswerError, OverloadError, RecpressError, RepositoryError, ServerError
 from recpress.serving.client import Client
 from recpress.serving.config import instances_of, read_config, served_versions
 from recpress.serving.control import Control
@@ -133,7 +133,8 @@ class Supervisor:
             with Client(control.address, protocol="http", timeout_s=self.limits.probe_timeout_s) as client:
                 prove(client, self.server.repository / model / str(version))
         except RecpressError as error:
-            busy = isinstance(error, ServerError) and _executions(control, model, version) > executed
+            late = isinstance(error, (NoAnswerError, OverloadError))
+            busy = late and _executions(control, model, version) > executed
             if not busy:
                 self._strike(what, f"its golden rows fail: {error}")
         else:

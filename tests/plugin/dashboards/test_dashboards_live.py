@@ -22,7 +22,7 @@ from support.processes import free_port
 import recpress
 from recpress.dashboards.panels import BOARDS
 from recpress.dashboards.picture import ask_range, draw, filled
-from recpress.errors import DashboardError, RequestError
+from recpress.errors import DashboardError, RequestError, ServerError
 from recpress.serving.client import Client
 from recpress.serving.exporter import Exporter
 from recpress.serving.processes import serving
@@ -100,7 +100,7 @@ def live(artifact, tmp_path_factory):
                     dense = generator.standard_normal((4, 5)).astype(np.float32)
                     if generator.random() < 0.05:
                         dense[0, 0] = np.nan
-                    with contextlib.suppress(RequestError):
+                    with contextlib.suppress(RequestError, ServerError):
                         client.score("small", {"dense": dense, "sparse": np.zeros((4, 4), np.int64)})
 
         def go_round():
