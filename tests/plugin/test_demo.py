@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import recpress
 from recpress import demo
 from recpress.data import movielens
 from recpress.errors import DataError, ProbeError, RepositoryError
+from recpress.loadtest.saved import read
 from recpress.zoo.dlrm import DLRM
 
 
@@ -61,6 +63,10 @@ def test_demo_from_data_to_report(data, tmp_path):
     assert f"{before['auc']:.5f}" in done.stdout and f"{after['auc']:.5f}" in done.stdout
     page = (output / "report.html").read_text()
     assert f"{after['auc']:.5f}" in page and "95 % interval" in page and not re.search(r"<script|src=|href=.http", page)
+    load = read(output / "load.json")
+    assert [step.rate for step in load.steps] == list(demo.RATES) and load.steps[0].outcomes == {"ok": ANY}
+    assert load.scores.ok and load.scores.rows > 1000 and f"{load.scores.rows:,} scores were checked" in page
+    assert "<svg" in page and "1600/s" in page and "1600/s" in done.stdout and load.machine in page
     assert not left_over(output) and set(Path("/dev/shm").glob("recpress_*")) <= shared
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recpress.latency import quantile
 from recpress.loadtest.engine import Record
 from recpress.loadtest.outcomes import Outcome
 
@@ -30,7 +31,9 @@ class Load:
     drain_s: float = 10.0
 
     def __str__(self) -> str:
-        return f"{self.rate:g}/s" if self.clients is None else f"{self.clients} clients"
+        if self.clients is None:
+            return f"{self.rate:g}/s"
+        return f"{self.clients} client{'s' * (self.clients > 1)}"
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,6 @@ class Step:
         ticks = range(max(1, math.ceil(2 * math.log2(max(1, self.requests)))))
         percents = [100 * (1 - 2 ** (-i / 2)) for i in ticks] + [100.0]
         return [(percent, self.percentile(percent)) for percent in percents]
-
-
-def quantile(ordered: np.ndarray, q: float, count: int | None = None) -> float:
-    """The least of ``ordered`` seconds that at least the share ``q`` of ``count`` requests took at most.
-
-    Without interpolation, as HdrHistogram has it; ``count`` beyond the length are requests that take for ever.
-    """
-    count = len(ordered) if count is None else count
-    if not count:
-        return math.nan
-    rank = max(1, math.ceil(q * count - 1e-9))
-    return float(ordered[rank - 1]) if rank <= len(ordered) else math.inf
 
 
 def summarise(record: Record, load: Load, *, begin: float, taken: float, client_s: float) -> Step:

@@ -21,6 +21,7 @@ from recpress.loadtest.target import Target
 from recpress.serving.client import Client
 from recpress.serving.probe import replay_golden
 from recpress.serving.wire import Protocol
+from recpress_kernels.machine import processor
 
 _PROOF_BATCH = 64
 
@@ -42,6 +43,7 @@ class LoadTest:
     """What a load test came to.
 
     Attributes:
+        machine: the processor and cores of the tester.
         started: when, ISO 8601 in UTC.
         batch: rows a request.
         rows: where they are from, in words.
@@ -51,6 +53,7 @@ class LoadTest:
     """
 
     endpoint: Endpoint
+    machine: str
     started: str
     batch: int
     rows: str
@@ -145,7 +148,9 @@ def load_test(
         return found
 
     done = run(steps())
-    return LoadTest(endpoint, started, batch, requests.source, objective_s, tuple(done), target.checker.verdict)
+    return LoadTest(
+        endpoint, processor(), started, batch, requests.source, objective_s, tuple(done), target.checker.verdict
+    )
 
 
 @contextlib.contextmanager

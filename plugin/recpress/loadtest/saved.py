@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recpress.errors import LoadTestError
-from recpress.loadtest.result import Step
+from recpress.latency import quantile
+from recpress.loadtest.result import Load, Step
 from recpress.loadtest.run import LoadTest
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
@@ -30,6 +31,7 @@ class SavedStep(_Frozen):
 
     rate: float | None
     clients: int | None
+    warm_up_s: float
     seconds: float
     requests: int
     outcomes: dict[str, int]
@@ -45,7 +47,7 @@ class SavedStep(_Frozen):
 
     @property
     def load(self) -> str:
-        return f"{self.clients} clients" if self.rate is None else f"{self.rate:g}/s"
+        return str(Load(rate=self.rate, clients=self.clients))
 
     def percentile(self, percent: float) -> float | None:
         """One of :data:`PERCENTS`."""
@@ -62,12 +64,18 @@ class SavedScores(_Frozen):
 
 
 class Saved(_Frozen):
-    """The whole file; see :class:`recpress.loadtest.run.LoadTest`."""
+    """The whole file; see :class:`recpress.loadtest.run.LoadTest`.
+
+    Attributes:
+        server: its address, ``host:port``, as the tester was given it.
+        machine: the processor and cores of the tester.
+    """
 
     schema_version: Literal[1] = 1
     model: str
     version: str
     server: str
+    machine: str
     protocol: Literal["grpc", "http"]
     started: str
     batch: int
@@ -92,6 +100,7 @@ def saved(test: LoadTest) -> Saved:
         model=where.model,
         version=where.version,
         server=where.url,
+        machine=test.machine,
         protocol=where.protocol,
         started=test.started,
         batch=test.batch,
@@ -104,10 +113,10 @@ def saved(test: LoadTest) -> Saved:
 
 
 def _step(step: Step) -> SavedStep:
-    late = float(step.behind[max(0, math.ceil(0.99 * len(step.behind)) - 1)]) if len(step.behind) else None
     return SavedStep(
         rate=step.load.rate,
         clients=step.load.clients,
+        warm_up_s=step.load.warm_up_s,
         seconds=step.seconds,
         requests=step.requests,
         outcomes={outcome.label: count for outcome, count in step.counts.items()},
@@ -117,7 +126,7 @@ def _step(step: Step) -> SavedStep:
         goodput=None if step.goodput is None else _finite(step.goodput),
         percentiles={f"{percent:g}": _finite(step.percentile(percent)) for percent in PERCENTS},
         spectrum=tuple((percent, _finite(seconds)) for percent, seconds in step.spectrum()),
-        sent_late_p99_s=late,
+        sent_late_p99_s=_finite(quantile(step.behind, 0.99)),
         client_s=step.client_s,
         broken_off=step.broken_off,
     )

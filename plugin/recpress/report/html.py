@@ -16,8 +16,10 @@ from recpress.report.paired import Paired
 from recpress.report.tables import human_bytes, training_lines, what_was_done
 
 _THEMED = {show.INK: "var(--ink)", show.OBJECTIVE: "var(--alarm)"} | dict(
-    zip(show.COLORS.values(), ("var(--before)", "var(--after)", "var(--tail)"), strict=True)
+    zip((color for color, _ in show.LINES.values()), ("var(--before)", "var(--after)", "var(--tail)"), strict=True)
 )
+
+_PLOT = "Latency over right answers a second, one point a load; the table above has the figures."
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Content:
             manifest has beside them is shown without one.
         local: in process, by batch size: of ``original`` and ``compressed``.
         served: by the demo's client.
+        machine: the processor and cores that ``local`` and ``served`` were measured on.
         tests: load tests of the served model, and of others to compare with.
     """
 
@@ -50,6 +53,7 @@ class Content:
     quality: Mapping[str, Paired] = field(default_factory=dict)
     local: Mapping[int, Mapping[str, Latency]] = field(default_factory=dict)
     served: Served | None = None
+    machine: str = ""
     tests: tuple[Saved, ...] = ()
 
     @property
@@ -99,6 +103,8 @@ def page(content: Content) -> str:
         slowest=max((pair["original"].p50 for pair in content.local.values()), default=0.0) or 1.0,
         plots=[_themed(show.plot(test), i) for i, test in enumerate(content.tests)],
         errors=show.errors,
+        lasted=show.lasted,
+        from_where=show.from_where,
         percents=PERCENTS,
         what_was_done=what_was_done,
         training_lines=training_lines,
@@ -112,4 +118,5 @@ def _themed(svg: str, number: int) -> str:
         svg = svg.replace(color, variable)
     svg = re.sub(r'\bid="', f'id="plot{number}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>plot{number}-", svg)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    opening = rf'<svg viewBox="\1" role="img" aria-labelledby="plot{number}"><title id="plot{number}">{_PLOT}</title>'
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, svg, count=1)

@@ -15,6 +15,7 @@ import pytest
 from support.small import small_inputs, small_model
 
 import recpress
+from recpress import demo
 from recpress.cli import main
 from recpress.errors import LoadTestError, ProbeError
 from recpress.loadtest.engine import run
@@ -149,7 +150,7 @@ def test_the_command_keeps_an_objective_or_fails(server, artifact, call, tmp_pat
     code, out, err = call(*common, "--p99", "9s", "--metrics-port", "0")
     kept = read(tmp_path / "a.json")
     assert code == 0, err
-    assert [step.load for step in kept.steps] == ["1 clients", "2 clients"] and kept.problems == ()
+    assert [step.load for step in kept.steps] == ["1 client", "2 clients"] and kept.problems == ()
     assert "right/s" in out and "2 clients" in out and "processor time" in out and "metrics at http://127" in err
     spectrum = kept.steps[0].spectrum
     assert spectrum[0][0] == 0 and spectrum[-1] == (100.0, kept.steps[0].percentiles["100"])
@@ -159,7 +160,7 @@ def test_the_command_keeps_an_objective_or_fails(server, artifact, call, tmp_pat
     plot = (tmp_path / "a.svg").read_text()
     assert plot.startswith("<svg") and "right answers a second" in plot and "objective of p99" in plot
     code, _, err = call(*common, "--p99", "10us")
-    assert code == 1 and "p99 at 1 clients is" in err and "the objective is 0.01 ms" in err
+    assert code == 1 and "p99 at 1 client is" in err and "the objective is 0.01 ms" in err
     assert len(read(tmp_path / "a.json").problems) == 2
 
 
@@ -235,6 +236,20 @@ def test_sigint_keeps_what_was_measured(server, artifact):
     assert time.monotonic() - begin < 50 and len(test.steps) == 1 and test.steps[0].counts[Outcome.OK] > 5
     assert any("it was interrupted" in problem for problem in test.problems)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_demo_s_load_finds_what_is_too_much_and_fails_when_interrupted(server, artifact, monkeypatch):
+    monkeypatch.setattr(demo, "NAME", "small")
+    monkeypatch.setattr(demo, "RATES", (20,))
+    monkeypatch.setattr(demo, "OBJECTIVE_S", 1e-6)
+    begun = []
+    found = demo.under_load(artifact, server.url("grpc"), begin=begun.append)
+    assert [str(load) for load in begun] == ["20/s"] and found.held is None
+    assert len(found.problems) == 1 and "the objective is 0.001 ms" in found.problems[0]
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(LoadTestError, match="it was interrupted"):
+        demo.under_load(artifact, server.url("grpc"), begin=lambda load: timer.start())
+    timer.join()
 
 
 def test_a_server_that_is_killed_meanwhile(artifact, tmp_path):

@@ -77,7 +77,14 @@ def a_test() -> LoadTest:
         steps.append(summarise(record, load, begin=10.0, taken=1.1, client_s=3e-4))
     scores = Verdict(300, 1e-7, 0, True)
     return LoadTest(
-        Endpoint("h:1", HOSTILE), "2030-01-01T00:00:00+00:00", 1, "64 golden rows", 0.1, tuple(steps), scores
+        endpoint=Endpoint("h:1", HOSTILE),
+        machine="a tester, 3 cores",
+        started="2030-01-01T00:00:00+00:00",
+        batch=1,
+        rows="64 golden rows",
+        objective_s=0.1,
+        steps=tuple(steps),
+        scores=scores,
     )
 
 
@@ -106,7 +113,8 @@ def content(artifact):
         quality={"AUC": Paired(0.8, 0.79991, -0.0003, 0.00012)},
         local={1: {"original": slow, "compressed": fast}, 64: {"original": fast, "compressed": slow}},
         served=Served({1: slow}, fast, 1234, 2e-7),
-        tests=(saved(a_test()), saved(replace(a_test(), batch=64))),
+        machine="a processor, 5 cores",
+        tests=(saved(a_test()), saved(replace(a_test(), batch=64, endpoint=Endpoint("127.0.0.1:1", "here")))),
     )
 
 
@@ -181,6 +189,14 @@ def test_all_is_there(seen, content, shape):
     assert "0.50× the speed, a loss" in text and "-0.00030 to +0.00012" in text and "not known" in text
     assert "never" in text and "100 rejected" in text and "100 of 200 requests at 200/s got no right answer" in text
     assert f"{sum(layer.parameters for layer in layers):,}" in text and "1,234 requests" in text
+
+
+def test_it_says_where_and_how_long_was_measured(seen):
+    text = seen["desktop"]["text"]
+    assert "on one thread, on a machine with a processor, 5 cores" in text
+    first, second = text.split("The tester ran on a tester, 3 cores")[1:]
+    assert first.startswith(". So short a test") and second.startswith(", which the server shares. So short a test")
+    assert text.count("Measured 1 s each, after 0 s of warm-up, from 2030-01-01 00:00:00 UTC") == 2
 
 
 def test_text_is_text_and_nothing_is_fetched(seen, content):
