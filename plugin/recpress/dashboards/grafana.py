@@ -2,7 +2,9 @@
 
 import json
 import sys
+from itertools import count
 from pathlib import Path
+from string import ascii_uppercase
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
@@ -14,7 +16,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from recpress.dashboards.panels import BOARDS, Board, Panel
 
-HEIGHT, WIDTH = 8, 24
+HEIGHT = 8
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
@@ -28,19 +30,19 @@ def text_of(board: Board) -> str:
     ):
         variable = QueryVariable(name).label(name.capitalize()).datasource(_SOURCE).query(query)
         made.with_variable(variable.include_all(True).all_value(".*").multi(True))
-    x = y = 0
-    for number, panel in enumerate(board.panels, start=1):
-        if x + panel.width > WIDTH:
-            x, y = 0, y + HEIGHT
-        made.with_panel(_built(panel).id(number).grid_pos(GridPos(HEIGHT, panel.width, x, y)))
-        x += panel.width
+    numbers = count(1)
+    for y, row in enumerate(board.rows):
+        x = 0
+        for panel in row:
+            made.with_panel(_built(panel).id(next(numbers)).grid_pos(GridPos(HEIGHT, panel.width, x, y * HEIGHT)))
+            x += panel.width
     return json.dumps(made.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
 
 
 def _built(panel: Panel) -> Lines | Heatmap:
     heatmap = panel.kind == "heatmap"
     built = (Heatmap().calculate(False) if heatmap else Lines()).title(panel.title).datasource(_SOURCE).unit(panel.unit)
-    for letter, query in zip("ABCD", panel.queries, strict=False):
+    for letter, query in zip(ascii_uppercase, panel.queries, strict=False):
         target = Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter).datasource(_SOURCE)
         built.with_target(target.format(PromQueryFormat.HEATMAP) if heatmap else target)
     return built
