@@ -32,8 +32,9 @@ def report(
     """Write a page: what was done to each layer and why not, sizes, quality, latency before and after, load tests."""
     from recpress.artifact.load import load
     from recpress.artifact.manifest import MANIFEST
+    from recpress.files import replace, require_writable
     from recpress.latency import beside_original
-    from recpress.loadtest.saved import read, replace, require_writable
+    from recpress.loadtest.saved import read
     from recpress.report.html import Content, page
 
     require_writable(output)

@@ -1,11 +1,10 @@
 """A dashboard as a picture, drawn from a running Prometheus: for whoever has no Grafana."""
 
 import http.client
+import io
 import json
 import math
-import os
 import re
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -17,6 +16,7 @@ import numpy as np
 
 from recpress.dashboards.panels import MV, WIDTH, Board, Panel
 from recpress.errors import DashboardError, MissingDependencyError
+from recpress.files import replace, require_writable
 
 _POINTS = 120
 _UNITS = {
@@ -103,13 +103,15 @@ def draw(
         model, version: regular expressions of what is shown.
 
     Raises:
-        DashboardError: Prometheus cannot be asked, knows no such model, or the file cannot be written.
+        DashboardError: Prometheus cannot be asked, or knows no such model.
+        OutputError: the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
     """
     try:
         from matplotlib import rc_context
     except ImportError as error:
         raise MissingDependencyError(f"a picture needs matplotlib ({error}); pip install 'recpress[demo]'") from None
+    require_writable(output)
     window = Window(time.time(), minutes)
 
     def ask(expr: str) -> list[dict]:
@@ -124,7 +126,10 @@ def draw(
     until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(window.end))
     # Names of models and recipes are no mathematics, whatever dollars they hold.
     with rc_context({"text.parse_math": False, "font.size": 9}):
-        _write(_figure(found, window, f"{board.title}, {minutes:g} minutes to {until}"), output)
+        figure = _figure(found, window, f"{board.title}, {minutes:g} minutes to {until}")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+    replace(output, picture.getvalue())
     return sum(not any(one.series) for row in found for one in row)
 
 
@@ -260,20 +265,3 @@ def _dress(place, panel: Panel, window: Window, unit: str, *, empty: bool) -> No
     if empty:
         place.set_yticks([])
         place.text(0.5, 0.5, "no data", ha="center", transform=place.transAxes)
-
-
-def _write(figure, output: Path) -> None:
-    staged = None
-    try:
-        descriptor, staged = tempfile.mkstemp(prefix=".dashboard-", suffix=".png", dir=output.parent)
-        os.close(descriptor)
-        figure.savefig(staged)
-        Path(staged).chmod(0o644)
-        Path(staged).replace(output)
-    except OSError as error:
-        raise DashboardError(
-            f"{output} cannot be written ({error.strerror or error}); give another by --output"
-        ) from None
-    finally:
-        if staged is not None:
-            Path(staged).unlink(missing_ok=True)

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recpress.errors import LoadTestError
 from recpress.latency import quantile
 from recpress.loadtest.engine import Record
 from recpress.loadtest.outcomes import Outcome
+
+MOST_REQUESTS = 20_000_000
+"""Of a load: each takes 33 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Load:
         deadline_s: an answer that comes later is of no use; for the goodput.
         give_up_s: the test is broken off when for so many seconds no server could be reached.
         drain_s: how long to wait for answers after the last request.
+
+    Raises:
+        LoadTestError: it has both or neither, a number is not above 0, or a rate makes too many requests to hold.
     """
 
     rate: float | None = None
@@ -29,6 +36,22 @@ class Load:
     deadline_s: float | None = None
     give_up_s: float = 3.0
     drain_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if (self.rate is None) == (self.clients is None):
+            raise LoadTestError(
+                f"a load of rate {self.rate} and clients {self.clients}; give one of them, and leave the other None"
+            )
+        for name in ("rate", "clients", "seconds", "deadline_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise LoadTestError(f"a load of {name} {value:g}; give a number above 0")
+        whole = self.warm_up_s + self.seconds
+        if self.rate is not None and not self.rate * whole <= MOST_REQUESTS:
+            raise LoadTestError(
+                f"{self} for {whole:g} s are {self.rate * whole:,.0f} requests; {MOST_REQUESTS:,} are the most; give a "
+                "lower rate or fewer seconds"
+            )
 
     def __str__(self) -> str:
         if self.clients is None:

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recpress.errors import LoadTestError
+from recpress.files import replace
 from recpress.latency import quantile
 from recpress.loadtest.result import Load, Step
 from recpress.loadtest.run import LoadTest
@@ -155,29 +154,9 @@ def read(path: str | Path) -> Saved:
 
 
 def write(path: Path, test: Saved) -> None:
-    """Write ``test`` to ``path``."""
-    replace(path, test.model_dump_json(indent=1) + "\n")
-
-
-def require_writable(path: Path) -> None:
-    """Find out before a test that could not be kept.
+    """Write ``test`` to ``path``.
 
     Raises:
-        LoadTestError: ``path`` is a folder, or its folder is missing or not writable.
+        OutputError: it cannot be written.
     """
-    if path.is_dir():
-        raise LoadTestError(f"{path} is a folder; give the name of a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise LoadTestError(f"{path} cannot be written ({error.strerror}); give a file in a folder of yours") from None
-
-
-def replace(path: Path, text: str) -> None:
-    """Write beside ``path``, then rename, so that nobody reads half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    replace(path, test.model_dump_json(indent=1) + "\n")

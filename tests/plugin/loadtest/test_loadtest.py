@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import recpress
 from recpress import demo
 from recpress.cli import main
 from recpress.errors import LoadTestError, ProbeError
+from recpress.loadtest import run as run_module
 from recpress.loadtest.engine import run
 from recpress.loadtest.metrics import Metrics
 from recpress.loadtest.outcomes import Outcome
@@ -181,6 +183,7 @@ def test_the_command_keeps_an_objective_or_fails(server, artifact, call, tmp_pat
         (["--rate", "10", "--version", "7"], "refuses the request to 'small'"),
         (["--rate", "10", "--rows", "absent.npz"], "absent.npz cannot be read"),
         (["--rate", "10", "--batch", "65"], "batch-size must be <= 64"),
+        (["--rate", "900000", "--seconds", "3600"], "3,240,900,000 requests; 20,000,000 are the most"),
     ],
 )
 def test_what_cannot_be_tested_is_said_before_the_test(server, artifact, call, arguments, message):
@@ -236,6 +239,71 @@ def test_sigint_keeps_what_was_measured(server, artifact):
     assert time.monotonic() - begin < 50 and len(test.steps) == 1 and test.steps[0].counts[Outcome.OK] > 5
     assert any("it was interrupted" in problem for problem in test.problems)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_server_that_stands_still_is_seen_by_all_that_came_meanwhile(server, artifact):
+    """Half a second of 2.5: a fifth of the requests by a timetable are late, where a client that waits meets one."""
+    slow = []
+    for load in (quick(rate=100, seconds=2.5), quick(clients=1, seconds=2.5)):
+
+        def begin(_: Load) -> None:
+            threading.Timer(1.0, server.process.send_signal, [signal.SIGSTOP]).start()
+            threading.Timer(1.5, server.process.send_signal, [signal.SIGCONT]).start()
+
+        test = load_test(artifact, Endpoint(server.url("grpc"), "small"), [load], begin=begin)
+        (step,) = test.steps
+        assert test.problems == [] and step.counts.keys() == {Outcome.OK}
+        slow.append((step.latency > 0.1).sum())
+        if load.rate is not None:
+            assert 0.35 < step.percentile(99) < 2 and step.service[-1] > 0.35
+    assert slow[0] >= 20 and 1 <= slow[1] <= slow[0] / 5
+
+
+def test_one_wrong_golden_row_fails_the_test(server, artifact, call, tmp_path, monkeypatch):
+    """Of 64 expected scores one is off by little more than is allowed in any row, after the server was proved."""
+
+    def one_off(*given, **named):
+        requests = read_requests(*given, **named)
+        ((first,), *others) = requests.expected
+        off = first + 2 * requests.tolerance.outlier_atol
+        return replace(requests, expected=((off,), *others))
+
+    monkeypatch.setattr(run_module, "read_requests", one_off)
+    given = (artifact, "--name", "small", "--server", server.url("grpc"), "--rate", "300", "--seconds", "0.6")
+    code, out, err = call(*given, "--warm-up", "0", "--json", tmp_path / "a.json")
+    kept = read(tmp_path / "a.json")
+    wrong = kept.steps[0].outcomes["wrong"]
+    assert code == 1 and f"{wrong} of {kept.steps[0].requests} requests at 300/s were answered with wrong scores" in err
+    assert 1 <= wrong <= 2 + kept.steps[0].requests / 64 and f"{wrong} wrong" in out and not kept.scores.ok
+
+
+def test_what_cannot_be_kept_after_all_is_at_least_shown(server, artifact, call, tmp_path):
+    """The folder of --json is gone when the test ends."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    timer = threading.Timer(0.7, folder.rmdir)
+    given = (artifact, "--name", "small", "--server", server.url("grpc"), "--clients", "1", "--seconds", "1")
+    timer.start()
+    code, out, err = call(*given, "--json", folder / "a.json")
+    timer.join()
+    assert code == 1 and "a.json cannot be written" in err and "1 client " in out and "right/s" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "rate None and clients None"),
+        ({"rate": 1.0, "clients": 1}, "rate 1.0 and clients 1"),
+        ({"rate": float("nan")}, "a load of rate nan"),
+        ({"clients": 0}, "a load of clients 0"),
+        ({"rate": 1.0, "seconds": float("inf")}, "a load of seconds inf"),
+        ({"rate": 1.0, "deadline_s": -1.0}, "a load of deadline_s -1"),
+        ({"rate": 1e6, "seconds": 60}, "61,000,000 requests; 20,000,000 are the most"),
+    ],
+)
+def test_loads_that_make_no_sense(changes, message):
+    with pytest.raises(LoadTestError, match=message):
+        Load(**changes)
 
 
 def test_the_demo_s_load_finds_what_is_too_much_and_fails_when_interrupted(server, artifact, monkeypatch):
