@@ -321,29 +321,36 @@ def test_the_demo_s_load_finds_what_is_too_much_and_fails_when_interrupted(serve
 
 
 def test_a_server_that_is_killed_meanwhile(artifact, tmp_path):
-    """Under two tests, one over each protocol, each in a thread of its own."""
+    """Under two tests: one over gRPC in a thread, one over HTTP by the command."""
     recpress.package(artifact, tmp_path / "repo", name="small", max_batch_size=64)
-    found = {}
+    found = []
     with Server(tmp_path / "repo") as server:
+        command = [sys.executable, "-m", "recpress.cli", "loadtest", artifact, "--name", "small", "--http"]
+        command += ["--server", server.url("http"), "--rate", "60,120", "--seconds", "60", "--warm-up", "0"]
+        command += ["--timeout", "5", "--json", tmp_path / "kept.json"]
+        told = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert told.stderr.readline() == "60/s, 60 s ...\n", told.communicate()
 
-        def load(protocol: str) -> None:
-            endpoint = Endpoint(server.url(protocol), "small", protocol=protocol, timeout_s=5.0)
+        def load() -> None:
+            endpoint = Endpoint(server.url("grpc"), "small", timeout_s=5.0)
             loads = [Load(rate=60, seconds=60, warm_up_s=0.0, give_up_s=0.5)]
-            found[protocol] = load_test(artifact, endpoint, loads, begin=lambda load: under_way.wait(60))
+            found.append(load_test(artifact, endpoint, loads, begin=lambda load: under_way.wait(60)))
 
-        under_way = threading.Barrier(3)
-        threads = [threading.Thread(target=load, args=(protocol,)) for protocol in ("grpc", "http")]
+        under_way = threading.Barrier(2)
+        thread = threading.Thread(target=load)
+        thread.start()
         begin = time.monotonic()
-        for thread in threads:
-            thread.start()
         under_way.wait(60)
         time.sleep(0.7)
         server.process.kill()
-        for thread in threads:
-            thread.join(60)
+        thread.join(60)
+        out, err = told.communicate(timeout=60)
         assert time.monotonic() - begin < 60
-    for protocol, test in found.items():
-        (step,) = test.steps
-        assert step.counts[Outcome.OK] > 5 and step.counts[Outcome.UNREACHABLE] > 5 and step.seconds < 30, protocol
-        assert "no server could be reached for 0.5 s" in test.problems[0] and saved(test).steps[0].broken_off
-    assert set(found) == {"grpc", "http"}
+    (step,) = saved(found[0]).steps
+    assert "no server could be reached for 0.5 s" in found[0].problems[0]
+    kept = read(tmp_path / "kept.json")
+    assert told.returncode == 1 and "error: broken off at 60/s: no server could be reached for 3 s" in err
+    assert len(kept.steps) == 1 and kept.problems and "60/s" in out and "unreachable" in out
+    for partial in (step, kept.steps[0]):
+        assert partial.outcomes["ok"] > 5 and partial.outcomes["unreachable"] > 5
+        assert partial.broken_off and partial.seconds < 30 and partial.percentile(50) != 0
