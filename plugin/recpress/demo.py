@@ -70,43 +70,22 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
         LoadTestError: the load test is broken off, or meets a wrong score.
     """
     _require_extra()
-    from recpress.artifact.export import export
-    from recpress.artifact.load import load
-    from recpress.loadtest.saved import write
     from recpress.loadtest.show import print_test
-    from recpress.pipeline import compress
-    from recpress.report.html import page
-    from recpress.report.paired import paired_auc
-    from recpress.serving.repository import package
     from recpress.serving.server import Server
-    from recpress.zoo.quality import quality, score
 
     _prepare(output)
     console = Console()
     with one_thread(), _progress(console) as step:
         data, model = _train(step, seed, epochs)
-        step("compressing and evaluating")
-        examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
-        compressed = compress(model, "int8", calibration=[examples], evaluate=lambda m: quality(m, data.test))
-        step("exporting, loading back and comparing")
-        artifact, repository = output / "artifact", output / "model_repository"
-        export(
-            compressed,
-            artifact,
-            example_inputs=tuple(examples.values()),
-            input_names=tuple(examples),
-            output_names=("logit",),
-        )
-        loaded = load(artifact)
-        package(artifact, repository, name=NAME)
+        report, loaded = _package(step, output, data, model)
         step("timing in process")
         local = beside_original(model, loaded.module, (data.test.dense, data.test.sparse), batches=BATCHES)
         step("starting the server")
-        with Server(repository) as server:
+        artifact = output / "artifact"
+        with Server(output / "model_repository") as server:
             served, execute, verdict = _send_and_compare(step, server, artifact, loaded, data.test, requests)
             load_test = under_load(artifact, server.url("grpc"), begin=lambda load: step(f"load, {load}"))
         step("writing the report")
-        report = compressed.report
         result = Result(
             source=data.source,
             seed=seed,
@@ -119,14 +98,44 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
             deviation=verdict.worst,
             atol=loaded.manifest.golden.atol,
         )
-        (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        write(output / "load.json", load_test)
-        after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
-        auc = paired_auc(score(model, data.test), after, data.test.label)
-        (output / "report.html").write_text(page(_content(loaded.manifest, result, auc, load_test)), encoding="utf-8")
+        _write(output, data, model, loaded, result, load_test)
     print_result(console, result, output)
     print_test(load_test)
     return result
+
+
+def _package(step: "_Step", output: Path, data, model: torch.nn.Module):
+    """Compress, export to ``artifact`` and package; the report of compression and the artifact as loaded."""
+    from recpress.artifact.export import export
+    from recpress.artifact.load import load
+    from recpress.pipeline import compress
+    from recpress.serving.repository import package
+    from recpress.zoo.quality import quality
+
+    step("compressing and evaluating")
+    examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
+    compressed = compress(model, "int8", calibration=[examples], evaluate=lambda m: quality(m, data.test))
+    step("exporting, loading back and comparing")
+    artifact = output / "artifact"
+    inputs = {"example_inputs": tuple(examples.values()), "input_names": tuple(examples)}
+    export(compressed, artifact, **inputs, output_names=("logit",))
+    loaded = load(artifact)
+    package(artifact, output / "model_repository", name=NAME)
+    return compressed.report, loaded
+
+
+def _write(output: Path, data, model: torch.nn.Module, loaded, result: Result, load_test: "Saved") -> None:
+    """All figures as JSON, and the page."""
+    from recpress.loadtest.saved import write
+    from recpress.report.html import page
+    from recpress.report.paired import paired_auc
+    from recpress.zoo.quality import score
+
+    (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    write(output / "load.json", load_test)
+    after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
+    auc = paired_auc(score(model, data.test), after, data.test.label)
+    (output / "report.html").write_text(page(_content(loaded.manifest, result, auc, load_test)), encoding="utf-8")
 
 
 def _require_extra() -> None:

@@ -128,29 +128,39 @@ def load_test(
         tls_ca=where.tls_ca,
     )
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    observe: Observe = (lambda seconds, outcome: None) if metrics is None else metrics.observe
-
-    async def steps() -> list[Step]:
-        found: list[Step] = []
-        async with target:
-            with _signals() as engines:
-                for i, load in enumerate(loads):
-                    begin(load)
-
-                    def begun(engine: Engine) -> None:
-                        engines.append(engine)
-                        if metrics is not None:
-                            metrics.follow(lambda: engine.record.under_way)
-
-                    found.append(await measure(load, target.submit, seed=seed + i, observe=observe, started=begun))
-                    if found[-1].broken_off:
-                        break
-        return found
-
-    done = run(steps())
+    steps = run(_steps(target, loads, seed=seed, metrics=metrics, begin=begin))
     return LoadTest(
-        endpoint, processor(), started, batch, requests.source, objective_s, tuple(done), target.checker.verdict
+        endpoint=endpoint,
+        machine=processor(),
+        started=started,
+        batch=batch,
+        rows=requests.source,
+        objective_s=objective_s,
+        steps=tuple(steps),
+        scores=target.checker.verdict,
     )
+
+
+async def _steps(
+    target: Target, loads: Sequence[Load], *, seed: int, metrics: Metrics | None, begin: Callable[[Load], None]
+) -> list[Step]:
+    """Each load in turn, up to one that is broken off."""
+    observe: Observe = (lambda seconds, outcome: None) if metrics is None else metrics.observe
+    found: list[Step] = []
+    async with target:
+        with _signals() as engines:
+
+            def started(engine: Engine) -> None:
+                engines.append(engine)
+                if metrics is not None:
+                    metrics.follow(lambda: engine.record.under_way)
+
+            for i, load in enumerate(loads):
+                begin(load)
+                found.append(await measure(load, target.submit, seed=seed + i, observe=observe, started=started))
+                if found[-1].broken_off:
+                    break
+    return found
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recpress.errors import LoadTestError
 from recpress.files import replace
@@ -17,7 +17,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SavedStep(_Frozen):
@@ -44,13 +44,21 @@ class SavedStep(_Frozen):
     client_s: float
     broken_off: str | None
 
+    @model_validator(mode="after")
+    def _whole(self) -> "SavedStep":
+        if (self.rate is None) == (self.clients is None):
+            raise ValueError("a load has either a rate or clients")
+        if set(self.percentiles) != set(map(_key, PERCENTS)):
+            raise ValueError(f"percentiles are of {', '.join(map(_key, PERCENTS))}")
+        return self
+
     @property
     def load(self) -> str:
         return str(Load(rate=self.rate, clients=self.clients))
 
     def percentile(self, percent: float) -> float | None:
         """One of :data:`PERCENTS`."""
-        return self.percentiles[f"{percent:g}"]
+        return self.percentiles[_key(percent)]
 
 
 class SavedScores(_Frozen):
@@ -80,7 +88,7 @@ class Saved(_Frozen):
     batch: int
     rows: str
     objective_p99_s: float | None
-    steps: tuple[SavedStep, ...]
+    steps: Annotated[tuple[SavedStep, ...], Field(min_length=1)]
     scores: SavedScores
     problems: tuple[str, ...]
 
@@ -123,12 +131,17 @@ def _step(step: Step) -> SavedStep:
         throughput=_finite(step.throughput),
         deadline_s=step.load.deadline_s,
         goodput=None if step.goodput is None else _finite(step.goodput),
-        percentiles={f"{percent:g}": _finite(step.percentile(percent)) for percent in PERCENTS},
+        percentiles={_key(percent): _finite(step.percentile(percent)) for percent in PERCENTS},
         spectrum=tuple((percent, _finite(seconds)) for percent, seconds in step.spectrum()),
         sent_late_p99_s=_finite(quantile(step.behind, 0.99)),
         client_s=step.client_s,
         broken_off=step.broken_off,
     )
+
+
+def _key(percent: float) -> str:
+    """Of a percentile in JSON."""
+    return f"{percent:g}"
 
 
 def _finite(value: float) -> float | None:

@@ -19,7 +19,7 @@ INK, OBJECTIVE = "#1f2430", "#b3261e"
 
 def print_test(test: Saved) -> None:
     """One line a load; below it what the figures mean, what the tester cost, and the first error of each kind."""
-    console = Console()
+    console = Console(markup=False)
     console.print(table(test))
     deadlines = {f"{step.deadline_s * 1e3:g} ms" for step in test.steps if step.deadline_s is not None}
     in_time = f"; in time: within {', '.join(deadlines)}" if deadlines else ""
@@ -34,7 +34,7 @@ def print_test(test: Saved) -> None:
     ]
     if slow := [step.load for step in test.steps if tester_is_slow(step)]:
         lines.append(f"At {', '.join(slow)} the tester itself was late; give it a processor of its own.")
-    console.print("\n".join(lines), markup=False, highlight=False)
+    console.print("\n".join(lines), highlight=False)
 
 
 def table(test: Saved) -> Table:

@@ -27,6 +27,7 @@ from recpress.loadtest.result import Load
 from recpress.loadtest.rows import read_requests
 from recpress.loadtest.run import Endpoint, load_test
 from recpress.loadtest.saved import read, saved
+from recpress.loadtest.show import print_test
 from recpress.loadtest.target import Target
 from recpress.serving.metrics import read_histogram
 from recpress.serving.server import Server
@@ -221,13 +222,30 @@ def test_rows_that_are_not_the_models(artifact, tmp_path):
         read_requests(artifact, rows=tmp_path / "text.npz")
 
 
-def test_files_that_are_no_load_tests(tmp_path):
+def test_files_that_are_no_load_tests(tmp_path, server, artifact):
+    good = saved(load_test(artifact, Endpoint(server.url("grpc"), "small"), [quick(clients=1)])).model_dump(mode="json")
+    step = good["steps"][0]
+    for changes, message in (
+        ({"steps": []}, "at steps: .*at least 1 item"),
+        ({"steps": [{**step, "client_s": float("nan")}]}, "at steps.0.client_s: .*finite"),
+        ({"steps": [{**step, "rate": 10.0}]}, "at steps.0: .*either a rate or clients"),
+        ({"steps": [{**step, "percentiles": {"50": 0.1}}]}, "at steps.0: .*percentiles are of 50, 90, 99, 99.9, 100"),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps({**good, **changes}))
+        with pytest.raises(LoadTestError, match=message):
+            read(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(LoadTestError, match="is not JSON"):
         read(tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps({"schema_version": 2}))
     with pytest.raises(LoadTestError, match="at schema_version"):
         read(tmp_path / "a.json")
+
+
+def test_brackets_in_names_are_shown(server, artifact, capsys):
+    test = load_test(artifact, Endpoint(server.url("grpc"), "small"), [quick(clients=1)])
+    print_test(saved(replace(test, endpoint=Endpoint("host:1", "ranker[red][/x]"))))
+    assert "ranker[red][/x] at host:1" in capsys.readouterr().out
 
 
 def test_sigint_keeps_what_was_measured(server, artifact):

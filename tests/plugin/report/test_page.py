@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -119,7 +120,26 @@ def content(artifact):
 
 
 @pytest.fixture(scope="module")
-def seen(content, tmp_path_factory):
+def extreme(content):
+    """500 layers with long names, a metric that is no number and one that is large, and a model that became slower."""
+    layers = content.manifest.layers
+    names = [f"encoder.blocks.{i}.feed_forward.experts.{i % 7}.projection_of_the_hidden_states" for i in range(500)]
+    many = tuple(
+        layers[i % len(layers)].model_copy(
+            update={"names": (name,), "parameters": 10 ** (i % 9), "bytes_after": 1 << 20}
+        )
+        for i, name in enumerate(names)
+    )
+    return Content(
+        title="W" * 200,
+        manifest=content.manifest.model_copy(update={"layers": many, "pruning": (), "training": None}),
+        quality={"AUC": Paired(*[math.nan] * 4), "clicks": Paired(1234567.0, 1234560.0, -9.0, -5.0)},
+        local={1: {"original": Latency(0.01, 0.1, 3), "compressed": Latency(13.1, 200.0, 3)}},
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(content, extreme, tmp_path_factory):
     """What the browser says of the page, opened once for all tests."""
     if BINARY is None:
         pytest.skip("no Chromium here (Debian: apt-get install chromium)")
@@ -146,6 +166,12 @@ def seen(content, tmp_path_factory):
             found["ids"] = await tab.ask("[...document.querySelectorAll('[id]')].map(e => e.id)")
             found["paper"] = await tab.ask("getComputedStyle(document.body).backgroundColor")
             found["links"] = await tab.ask(DANGLING)
+            (folder / "extreme.html").write_text(page(extreme), encoding="utf-8")
+            for name, width in (("extreme desktop", 1200), ("extreme phone", 390)):
+                await tab.shape(width, 844, phone=width < 1000)
+                await tab.open(folder / "extreme.html")
+                asked = {"width": "document.documentElement.scrollWidth", "cut": CUT, "text": "document.body.innerText"}
+                found[name] = {key: await tab.ask(expression) for key, expression in asked.items()}
             (folder / "bad.html").write_text(BAD, encoding="utf-8")
             tab.requests.clear()
             await tab.open(folder / "bad.html")
@@ -163,6 +189,16 @@ def test_nothing_sticks_out_and_all_can_be_read(seen, shape, width):
     *worst, (texts, _) = seen[shape]["contrast"]
     assert worst[0][0] >= 4.5 and texts > 150, worst
     assert seen[shape]["picture"].startswith(b"\x89PNG") and len(seen[shape]["picture"]) > 20_000
+
+
+@pytest.mark.parametrize(("shape", "width"), [("extreme desktop", 1200), ("extreme phone", 390)])
+def test_extremes_stay_on_the_page(seen, extreme, shape, width):
+    assert seen[shape]["width"] == width and seen[shape]["cut"] == []
+    text = seen[shape]["text"]
+    for name in (layer.names[0] for layer in extreme.manifest.layers):
+        assert name in text
+    assert "not a number" in text and not re.search(r"\bnan\b", text)
+    assert "1,234,560.0" in text and "-7.00000" in text and "0.00× the speed, a loss" in text
 
 
 def test_a_bad_page_is_seen_to_be_bad(seen):
