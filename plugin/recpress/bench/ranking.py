@@ -21,7 +21,7 @@ CALIBRATION_USERS = 512
 CALIBRATION_BATCH = 32
 BATCH, RIVALS = 128, 200
 TUNING_LR, TUNING_EPOCHS = 5e-5, 12
-PRUNED_LR, PRUNED_EPOCHS = 5e-4, 4
+PRUNED_LR, PRUNED_EPOCHS = 5e-4, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +79,14 @@ class Ranks:
             sequences.histories([items[1:] for items in known], self.length),
             self.data.num_items,
         )
-        lr, epochs = (TUNING_LR, TUNING_EPOCHS) if steps is None else (PRUNED_LR, min(PRUNED_EPOCHS, steps))
-        if steps is not None and steps < epochs * len(places):
-            places = replace(places, count=steps // epochs)
+        settings = {"lr": TUNING_LR, "epochs": TUNING_EPOCHS}
+        if steps is not None:
+            epochs = min(PRUNED_EPOCHS, steps)
+            settings = {"lr": PRUNED_LR, "epochs": epochs, "patience": epochs}
+            places = replace(places, count=min(steps // epochs, len(places)))
         order = by_length(self.valid.histories).split(BATCH)[::4]
         valid = [(trimmed(self.valid.histories[batch]), self.valid.candidates[batch]) for batch in order]
-        return {"train": places, "valid": valid, "loss": _divergence, "lr": lr, "epochs": epochs}
+        return {"train": places, "valid": valid, "loss": _divergence} | settings
 
     def score(self, model: nn.Module) -> Ranked:
         """HR@10 and NDCG@10 of each user to test on."""

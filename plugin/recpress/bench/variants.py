@@ -20,8 +20,6 @@ from recpress_kernels.formats.rows import row_bytes
 
 SCALE_BYTES = 4
 KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.EmbeddingBag: "embedding"}
-BUDGET = 5
-"""What is pruned is trained for one step of so many that the original took."""
 OVER_LEAST = 1.02
 """For what calibration adds, and layers that are kept."""
 
@@ -55,15 +53,16 @@ class Made:
 class Variant:
     """A ``recipe``, with calibration inputs or without, its weights of ``weight_bits``, and what is promised of it.
 
-    ``tuned``: distilled while it is compressed, within a fifth of the original's steps where ``bounds`` promises that;
-    with a ``control``, the original distilled so. ``after``: the variant on whose model the recipe is applied.
-    ``against``: the variant with which it is compared besides the original.
+    ``tuned``: distilled while it is compressed, within the share of the original's steps that ``bounds`` promise, if
+    they do; ``gradual``: pruned meanwhile; with a ``control``, the original distilled so. ``after``: the variant on
+    whose model the recipe is applied. ``against``: the variant with which it is compared besides the original.
     """
 
     recipe: Recipe
     calibrated: bool = True
     weight_bits: int = 8
     tuned: bool = False
+    gradual: bool = False
     control: bool = False
     after: str = ""
     against: str = ""
@@ -74,12 +73,13 @@ class Variant:
 
         Raises:
             PruningError: the recipe's pruning does not fit the model.
-            TrainingError: a fifth of ``steps`` is none.
+            TrainingError: the share of ``steps`` that is promised is none.
         """
         calibration = rows.calibration() if self.calibrated else None
         if self.tuned:
-            options = rows.tuning(_budget(steps) if self.bounds.steps else None)
+            options = rows.tuning(_budget(steps, self.bounds.steps) if self.bounds.steps else None)
             options |= {"calibration": calibration, "control": self.control, "progress": False}
+            options |= {"gradual": self.gradual}
             made = finetune(model, self.recipe, **options)
             return Made(made.model, made.report, made.report.training.run.steps, made.report.pruning, made.control)
         first = earlier[self.after] if self.after else Made(model, None)
@@ -119,10 +119,12 @@ PRUNING = {
         bounds=_STORED,
     ),
     "sparse-70": Variant(_SPARSE, tuned=True, bounds=replace(PRUNED, gone=0.7)),
-    "structured-50": Variant(Recipe.preset("structured-50"), tuned=True, bounds=PRUNED),
+    "structured-50": Variant(Recipe.preset("structured-50"), tuned=True, bounds=replace(PRUNED, steps=0.6)),
 }
 VARIANTS |= PRUNING
 VARIANTS |= {
+    "prune-24-int8-gradual": replace(PRUNING["prune-24-int8"], gradual=True, against="prune-24-int8"),
+    "sparse-70-gradual": replace(PRUNING["sparse-70"], gradual=True, against="sparse-70"),
     "clustered-16": Variant(Recipe(name="clustered-16", linear="clustered-16")),
     "clustered-16-qat": Variant(Recipe(name="clustered-16", linear="clustered-16"), tuned=True),
     "clustered-256": Variant(Recipe(name="clustered-256", linear="clustered-256")),
@@ -132,13 +134,13 @@ VARIANTS |= {
 }
 
 
-def _budget(steps: int) -> int:
-    if steps < BUDGET:
+def _budget(steps: int, share: float) -> int:
+    if steps * share < 1:
         raise TrainingError(
-            f"the original took {steps} steps of the optimiser, of which a {BUDGET}th is none; train it for longer, on "
-            "more rows or in smaller batches"
+            f"the original took {steps} steps of the optimiser, of which a share of {share} is none; train it for "
+            "longer, on more rows or in smaller batches"
         )
-    return steps // BUDGET
+    return int(steps * share)
 
 
 def variant(name: str) -> Variant:

@@ -61,13 +61,14 @@ def fours(weight):
     return nn.functional.pad(weight, (0, -weight.shape[1] % 4)).view(len(weight), -1, 4)
 
 
-def test_every_variant_keeps_to_a_fifth_of_the_steps(variants):
-    assert {name for name, made in variants.items() if not 0 < made.steps <= STEPS / 5} == set()
-    assert all(PRUNING[name].bounds.steps == 0.2 for name in variants)
+def test_every_variant_keeps_to_its_share_of_the_steps(variants):
+    shares = {name: PRUNING[name].bounds.steps for name in variants}
+    assert {name for name, made in variants.items() if not 0 < made.steps <= STEPS * shares[name]} == set()
+    assert shares == dict.fromkeys(variants, 0.2) | {"structured-50": 0.6}
 
 
 def test_a_model_of_too_few_steps_is_refused(model, study):
-    with pytest.raises(TrainingError, match="took 4 steps of the optimiser, of which a 5th is none"):
+    with pytest.raises(TrainingError, match="took 4 steps of the optimiser, of which a share of 0.2 is none"):
         PRUNING["sparse-70"].apply(model, study, 4, {})
 
 
@@ -175,7 +176,7 @@ def test_places_are_trained_in_at_most_the_steps(tmp_path):
     study = Ranks.of("walks", Sequences(walks, 120), length=6)
     for steps in (1, 5, 17, 36, 10**6):
         options = study.tuning(steps)
-        assert 0 < options["epochs"] * len(options["train"]) <= steps and options["epochs"] <= 4
+        assert 0 < options["epochs"] * len(options["train"]) <= steps and options["epochs"] <= 10
         assert len(list(options["train"])) == len(options["train"])
     whole = study.tuning(None)
     assert len(whole["train"]) == 3 and whole["epochs"] == 12
