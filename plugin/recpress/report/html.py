@@ -133,11 +133,11 @@ def _figure(value: float, sign: str = "") -> str:
     return f"{value:{sign},.{5 if abs(value) < 1000 else 1}f}"
 
 
-def _breakable(name: str) -> "Markup":
-    """The name of a layer, escaped, with places at which a line may end."""
+def _breakable(name: str) -> "Markup | str":
+    """The name of a layer; a long one, escaped, with places at which a line may end."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([._,])", r"\1<wbr>", str(escape(name))))
+    return name if len(name) <= _LONG else Markup(re.sub(r"([._,])", r"\1<wbr>", str(escape(name))))
 
 
 def _themed(svg: str, number: int) -> str:

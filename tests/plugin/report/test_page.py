@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from recpress.loadtest.outcomes import Outcome
 from recpress.loadtest.result import Load, summarise
 from recpress.loadtest.run import Endpoint, LoadTest
 from recpress.loadtest.saved import saved, write
+from recpress.loadtest.show import plot
 from recpress.report.html import Content, Served, page
 from recpress.report.paired import Paired
 
@@ -93,7 +95,7 @@ def a_test() -> LoadTest:
 def content(artifact):
     manifest = read_manifest(artifact)
     kept = manifest.layers[0].model_copy(
-        update={"status": "kept", "reason": f"{HOSTILE} {LONG}", "names": (LONG, "b"), "sqnr_db": 31.5}
+        update={"status": "kept", "reason": f"{HOSTILE} {LONG}", "names": (LONG, HOSTILE), "sqnr_db": 31.5}
     )
     pruning = (
         PrunedParameter(
@@ -225,6 +227,20 @@ def test_all_is_there(seen, content, shape):
     assert "0.50× the speed, a loss" in text and "-0.00030 to +0.00012" in text and "not known" in text
     assert "never" in text and "100 rejected" in text and "100 of 200 requests at 200/s got no right answer" in text
     assert f"{sum(layer.parameters for layer in layers):,}" in text and "1,234 requests" in text
+
+
+def test_a_plot_has_percentiles_that_enough_requests_tell():
+    """Of 100 and 200 requests p99.9 is the slowest one; and of those where half got no answer p99 has no bound."""
+    svg = plot(saved(a_test()))
+    assert ">p50<" in svg and ">p99<" in svg and ">p99.9<" not in svg and ">objective of p99<" in svg
+    first, second = a_test().steps
+    nobody = replace(second, latency=second.latency[:0], throughput=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare = plot(saved(replace(a_test(), steps=(nobody,), objective_s=None)))
+        same = plot(saved(replace(a_test(), steps=(replace(first, latency=np.full(100, 3e-3)),), objective_s=None)))
+    assert "latency, ms" in bare and ">p50<" not in bare
+    assert any(f">{tick}<" in same for tick in (2, 5)), "an axis without a tick says nothing"
 
 
 def test_it_says_where_and_how_long_was_measured(seen):
