@@ -11,7 +11,7 @@ from recpress.loadtest.saved import PERCENTS, Saved, SavedStep
 
 LINES = {50.0: ("#9aa5b8", "s"), 99.0: ("#0b7a75", "o"), 99.9: ("#b4540a", "^")}
 """Percentiles in the plot: each one's colour, and its marker for whoever sees or prints none."""
-# Ticks are a factor of 2.5 apart at most, so that there is one even where all latencies are the same.
+# Ticks are a factor of 2.5 apart at most, so that there is one even where all latencies are nearly the same.
 _MARGIN = 1.6
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 INK, OBJECTIVE = "#1f2430", "#b3261e"
