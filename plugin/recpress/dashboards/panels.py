@@ -8,9 +8,9 @@ from typing import Literal
 
 MV = 'model=~"$model", version=~"$version"'
 M = 'model=~"$model"'
+_V = "{{model}} v{{version}}"
 WIDTH = 24
 """Columns of a dashboard."""
-_V = "{{model}} v{{version}}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from support.processes import free_port
 
 from recpress.dashboards import picture
 from recpress.dashboards.panels import BOARDS, OWNERS, Board, Panel, Query
-from recpress.errors import DashboardError
+from recpress.errors import DashboardError, OutputError
 
 pytest.importorskip("matplotlib")
 TOOLS = shutil.which("prometheus"), shutil.which("promtool")
@@ -111,6 +111,12 @@ def test_a_model_is_asked_for_by_any_regular_expression(prometheus, tmp_path):
         assert picture.draw(BOARDS[1], prometheus, tmp_path / "x.png", model=model) < len(BOARDS[1].panels)
     with pytest.raises(DashboardError, match="has nothing of model"):
         picture.draw(BOARDS[1], prometheus, tmp_path / "x.png", model='"')
+
+
+@pytest.mark.parametrize(("path", "message"), [("absent/x.png", "x.png cannot be written"), ("", "is a folder")])
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, path, message):
+    with pytest.raises(OutputError, match=message):
+        picture.draw(BOARDS[1], "http://127.0.0.1:1", tmp_path / path)
 
 
 def test_what_is_no_number_is_a_gap(draw):
