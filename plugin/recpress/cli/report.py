@@ -36,6 +36,7 @@ def report(
     from recpress.latency import beside_original
     from recpress.loadtest.saved import read
     from recpress.report.html import Content, page
+    from recpress_kernels.machine import processor
 
     require_writable(output)
     tests = tuple(read(path) for path in loadtest or ())
@@ -55,7 +56,9 @@ def report(
             first, examples, _ = make(original)
             loaded.score(examples)  # refuses inputs that are not the artifact's
             local = beside_original(first.eval(), loaded.module, tuple(examples.values()))
-    content = Content(title or Path(model).name, loaded.manifest, quality=quality, local=local, tests=tests)
+    content = Content(
+        title or Path(model).name, loaded.manifest, quality=quality, local=local, machine=processor(), tests=tests
+    )
     replace(output, page(content))
     typer.echo(f"the report is {output}")
 

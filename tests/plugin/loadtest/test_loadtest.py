@@ -260,21 +260,21 @@ def test_sigint_keeps_what_was_measured(server, artifact):
 
 
 def test_a_server_that_stands_still_is_seen_by_all_that_came_meanwhile(server, artifact):
-    """Half a second of 2.5: a fifth of the requests by a timetable are late, where a client that waits meets one."""
+    """0.4 s of 1.6: a quarter of the requests by a timetable are late, where a client that waits meets it once."""
     slow = []
-    for load in (quick(rate=100, seconds=2.5), quick(clients=1, seconds=2.5)):
+    for load in (quick(rate=100, seconds=1.6), quick(clients=1, seconds=1.6)):
 
         def begin(_: Load) -> None:
-            threading.Timer(1.0, server.process.send_signal, [signal.SIGSTOP]).start()
-            threading.Timer(1.5, server.process.send_signal, [signal.SIGCONT]).start()
+            threading.Timer(0.5, server.process.send_signal, [signal.SIGSTOP]).start()
+            threading.Timer(0.9, server.process.send_signal, [signal.SIGCONT]).start()
 
         test = load_test(artifact, Endpoint(server.url("grpc"), "small"), [load], begin=begin)
         (step,) = test.steps
         assert test.problems == [] and step.counts.keys() == {Outcome.OK}
         slow.append((step.latency > 0.1).sum())
         if load.rate is not None:
-            assert 0.35 < step.percentile(99) < 2 and step.service[-1] > 0.35
-    assert slow[0] >= 20 and 1 <= slow[1] <= slow[0] / 5
+            assert 0.25 < step.percentile(99) < 2 and step.service[-1] > 0.25
+    assert slow[0] >= 15 and 1 <= slow[1] <= slow[0] / 5
 
 
 def test_one_wrong_golden_row_fails_the_test(server, artifact, call, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from recpress.loadtest.saved import saved, write
 from recpress.loadtest.show import plot
 from recpress.report.html import Content, Served, page
 from recpress.report.paired import Paired
+from recpress_kernels.machine import processor
 
 HOSTILE = "<img src='http://example.com/x.png'><script>document.title='owned'</script>"
 LONG = "a" * 90
@@ -319,6 +320,7 @@ def test_the_command_reports_an_artifact_with_all_there_is(artifact, call, tmp_p
     assert code == 0, err
     html = (tmp_path / "a.html").read_text()
     assert "in process, batch 64" in html and "AUC" in html and "<svg" in html and "small</h1>" in html
+    assert f"on a machine with {processor()}" in html and "a tester, 3 cores" in html
     assert re.search(r"0\.\d{5}</td>.*[+-]0\.\d{5} to [+-]0\.\d{5}", html)
 
 
