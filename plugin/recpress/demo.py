@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +16,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from recpress.artifact.golden import Verdict, deviations, judge_rows
-from recpress.errors import MissingDependencyError, ProbeError, RepositoryError
+from recpress.errors import LoadTestError, MissingDependencyError, ProbeError, RepositoryError
 from recpress.latency import Latency, beside_original, one_thread
+from recpress_kernels.machine import processor
 
 if TYPE_CHECKING:
     from recpress.artifact.manifest import Manifest
+    from recpress.loadtest.saved import Saved
     from recpress.report.html import Content
     from recpress.report.paired import Paired
 
 NAME = "movielens_dlrm"
 BATCHES = (1, 64)
 DIM, BOTTOM, TOP = 16, (256, 128), (512, 256)
+RATES, CANDIDATES, OBJECTIVE_S = (100, 200, 400, 800, 1600), 16, 0.010
+"""Of the load test: requests a second, rows of each, and what their p99 is to keep to."""
 _MARKER = ".recpress-demo"
 
 
@@ -56,49 +60,32 @@ class Result:
 
 
 def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) -> Result:
-    """Run the demo and leave artifact, repository, ``result.json`` and ``report.html`` in ``output``.
+    """Run the demo and leave artifact, repository, ``result.json``, ``load.json`` and ``report.html`` in ``output``.
 
     Raises:
         MissingDependencyError: the extra ``demo`` is not installed.
         DataError: MovieLens-100K cannot be had.
         RepositoryError: ``output`` exists and was not made by the demo.
         ServerError, ProbeError: the server does not start, or answers with other scores.
+        LoadTestError: the load test is broken off, or meets a wrong score.
     """
     _require_extra()
-    from recpress.artifact.export import export
-    from recpress.artifact.load import load
-    from recpress.pipeline import compress
-    from recpress.report.html import page
-    from recpress.report.paired import paired_auc
-    from recpress.serving.repository import package
+    from recpress.loadtest.show import print_test
     from recpress.serving.server import Server
-    from recpress.zoo.quality import quality, score
 
     _prepare(output)
     console = Console()
     with one_thread(), _progress(console) as step:
         data, model = _train(step, seed, epochs)
-        step("compressing and evaluating")
-        examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
-        compressed = compress(model, "int8", calibration=[examples], evaluate=lambda m: quality(m, data.test))
-        step("exporting, loading back and comparing")
-        artifact, repository = output / "artifact", output / "model_repository"
-        export(
-            compressed,
-            artifact,
-            example_inputs=tuple(examples.values()),
-            input_names=tuple(examples),
-            output_names=("logit",),
-        )
-        loaded = load(artifact)
-        package(artifact, repository, name=NAME)
+        report, loaded = _package(step, output, data, model)
         step("timing in process")
         local = beside_original(model, loaded.module, (data.test.dense, data.test.sparse), batches=BATCHES)
         step("starting the server")
-        with Server(repository) as server:
-            served, execute, verdict = _load_and_compare(step, server, artifact, loaded, data.test, requests)
+        artifact = output / "artifact"
+        with Server(output / "model_repository") as server:
+            served, execute, verdict = _send_and_compare(step, server, artifact, loaded, data.test, requests)
+            load_test = under_load(artifact, server.url("grpc"), begin=lambda load: step(f"load, {load}"))
         step("writing the report")
-        report = compressed.report
         result = Result(
             source=data.source,
             seed=seed,
@@ -111,12 +98,44 @@ def run(output: Path, *, requests: int = 1000, seed: int = 0, epochs: int = 12) 
             deviation=verdict.worst,
             atol=loaded.manifest.golden.atol,
         )
-        (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
-        auc = paired_auc(score(model, data.test), after, data.test.label)
-        (output / "report.html").write_text(page(_content(loaded.manifest, result, auc)), encoding="utf-8")
+        _write(output, data, model, loaded, result, load_test)
     print_result(console, result, output)
+    print_test(load_test)
     return result
+
+
+def _package(step: "_Step", output: Path, data, model: torch.nn.Module):
+    """Compress, export to ``artifact`` and package; the report of compression and the artifact as loaded."""
+    from recpress.artifact.export import export
+    from recpress.artifact.load import load
+    from recpress.pipeline import compress
+    from recpress.serving.repository import package
+    from recpress.zoo.quality import quality
+
+    step("compressing and evaluating")
+    examples = {"dense": data.train.dense[:4096], "sparse": data.train.sparse[:4096]}
+    compressed = compress(model, "int8", calibration=[examples], evaluate=lambda m: quality(m, data.test))
+    step("exporting, loading back and comparing")
+    artifact = output / "artifact"
+    inputs = {"example_inputs": tuple(examples.values()), "input_names": tuple(examples)}
+    export(compressed, artifact, **inputs, output_names=("logit",))
+    loaded = load(artifact)
+    package(artifact, output / "model_repository", name=NAME)
+    return compressed.report, loaded
+
+
+def _write(output: Path, data, model: torch.nn.Module, loaded, result: Result, load_test: "Saved") -> None:
+    """All figures as JSON, and the page."""
+    from recpress.loadtest.saved import write
+    from recpress.report.html import page
+    from recpress.report.paired import paired_auc
+    from recpress.zoo.quality import score
+
+    (output / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    write(output / "load.json", load_test)
+    after = score(lambda dense, sparse: loaded.score({"dense": dense, "sparse": sparse})["logit"], data.test)
+    auc = paired_auc(score(model, data.test), after, data.test.label)
+    (output / "report.html").write_text(page(_content(loaded.manifest, result, auc, load_test)), encoding="utf-8")
 
 
 def _require_extra() -> None:
@@ -207,7 +226,7 @@ def material() -> dict[str, object]:
     }
 
 
-def _load_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
+def _send_and_compare(step: _Step, server, artifact: Path, loaded, rows, requests: int):
     """Golden rows over both protocols, then ``requests`` requests of real rows; all scores must be the local ones."""
     from recpress.serving.backend.metrics import PUBLISH_S
     from recpress.serving.client import Client
@@ -256,7 +275,28 @@ def send(client, loaded, rows, requests: int, advance=lambda *_: None) -> tuple[
     return {batch: Latency.of(np.array(taken)) for batch, taken in seconds.items() if taken}, verdict
 
 
-def _content(manifest: "Manifest", result: Result, auc: "Paired") -> "Content":
+def under_load(artifact: Path, address: str, *, begin: Callable[[object], None]) -> "Saved":
+    """Some seconds of Poisson arrivals at rising rates; beyond which of them p99 is kept is a finding, no failure.
+
+    Args:
+        address: of the server, gRPC.
+        begin: told of each load before it starts.
+
+    Raises:
+        LoadTestError: it is broken off, or meets a wrong score.
+    """
+    from recpress.loadtest.result import Load
+    from recpress.loadtest.run import Endpoint, load_test
+    from recpress.loadtest.saved import saved
+
+    loads = [Load(rate=rate, seconds=1.0, warm_up_s=0.25, drain_s=5.0) for rate in RATES]
+    test = load_test(artifact, Endpoint(address, NAME), loads, batch=CANDIDATES, objective_s=OBJECTIVE_S, begin=begin)
+    if failures := replace(test, objective_s=None).problems:
+        raise LoadTestError("; ".join(failures))
+    return saved(test)
+
+
+def _content(manifest: "Manifest", result: Result, auc: "Paired", load_test: "Saved") -> "Content":
     from recpress.report.html import Content, Served
 
     execute = Latency(result.execute["p50"], result.execute["p99"], int(result.execute["count"]))
@@ -264,12 +304,15 @@ def _content(manifest: "Manifest", result: Result, auc: "Paired") -> "Content":
         title="DLRM on MovieLens-100K, compressed",
         manifest=manifest,
         notes=(
-            f"Data: {result.source}; GroupLens, University of Minnesota; F. M. Harper and J. A. Konstan, 2015.",
+            f"Data: MovieLens-100K, from {result.source}; GroupLens, University of Minnesota.",
+            "F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, 2015.",
             f"Label: rating of 4 or more. Seed {result.seed}.",
         ),
         quality={"AUC": auc},
         local=result.local,
         served=Served(result.served, execute, result.requests, result.deviation),
+        machine=processor(),
+        tests=(load_test,),
     )
 
 
@@ -277,7 +320,7 @@ def print_result(console: Console, result: Result, output: Path) -> None:
     """The demo's table, losses included, and where everything is."""
     from recpress.report.demo_table import rows
 
-    table = Table("", "original", "compressed", "change", title=f"DLRM on MovieLens-100K ({result.source})")
+    table = Table("", "original", "compressed", "change", title=f"DLRM on MovieLens-100K (from {result.source})")
     for row in rows(result):
         table.add_row(*row)
     console.print(table)

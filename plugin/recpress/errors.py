@@ -17,6 +17,7 @@ __all__ = [
     "LoadTestError",
     "MissingDependencyError",
     "NoAnswerError",
+    "OutputError",
     "OverloadError",
     "ProbeError",
     "PruningError",
@@ -101,8 +102,12 @@ class LoadTestError(RecpressError):
     """A load test is asked for what it cannot do, is broken off, or ends otherwise than asked for."""
 
 
+class OutputError(RecpressError):
+    """A file that was asked for cannot be written."""
+
+
 class DashboardError(RecpressError):
-    """A dashboard cannot be drawn: Prometheus does not answer or has no data, or the picture cannot be written."""
+    """A dashboard cannot be drawn: Prometheus does not answer or has no data."""
 
 
 class DataError(RecpressError):

@@ -1,5 +1,6 @@
 """Time calls in one process, variants in turn, so that what drifts on the machine drifts for all of them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,21 @@ class Latency:
     @staticmethod
     def of(seconds: np.ndarray) -> "Latency":
         """From the times of single calls, ``[calls]`` in seconds."""
-        return Latency(float(np.quantile(seconds, 0.5)), float(np.quantile(seconds, 0.99)), len(seconds))
+        ordered = np.sort(seconds)
+        return Latency(quantile(ordered, 0.5), quantile(ordered, 0.99), len(ordered))
+
+
+def quantile(ordered: np.ndarray, q: float, count: int | None = None) -> float:
+    """The least of ``ordered`` seconds that at least the share ``q`` of ``count`` requests took at most.
+
+    Without interpolation, as HdrHistogram has it; ``count`` beyond the length are requests that take for ever. NaN
+    without requests.
+    """
+    count = len(ordered) if count is None else count
+    if not count:
+        return math.nan
+    rank = max(1, math.ceil(q * count - 1e-9))
+    return float(ordered[rank - 1]) if rank <= len(ordered) else math.inf
 
 
 def interleave(

@@ -1,21 +1,23 @@
 """The whole demo as a user runs it, and its parts that must refuse."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
+from support.processes import processes_of
 
 import recpress
 from recpress import demo
 from recpress.data import movielens
 from recpress.errors import DataError, ProbeError, RepositoryError
+from recpress.loadtest.saved import read
 from recpress.zoo.dlrm import DLRM
 
 
@@ -27,27 +29,15 @@ def data():
         pytest.skip(f"MovieLens-100K cannot be had here: {error}")
 
 
-def left_over(folder):
-    found = []
-    for path in set(Path("/proc").glob("[0-9]*/cmdline")) - {Path(f"/proc/{os.getpid()}/cmdline")}:
-        try:
-            line = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
-
-
 @pytest.mark.demo
 @pytest.mark.server
 def test_demo_from_data_to_report(data, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "recpress.cli", "demo", "--output", str(output)]
-    shared = set(Path("/dev/shm").glob("recpress_*"))
     begin = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    printed, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, printed + complaints
     assert time.monotonic() - begin < 180, "the README promises 3 minutes"
     result = json.loads((output / "result.json").read_text())
     before, after = result["quality"]["original"], result["quality"]["compressed"]
@@ -58,10 +48,14 @@ def test_demo_from_data_to_report(data, tmp_path):
     model = recpress.load(output / "artifact")
     parameters = sum(layer.parameters for layer in model.manifest.layers)
     assert f"{parameters:,} parameters" in (output / "report.html").read_text()
-    assert f"{before['auc']:.5f}" in done.stdout and f"{after['auc']:.5f}" in done.stdout
+    assert f"{before['auc']:.5f}" in printed and f"{after['auc']:.5f}" in printed
     page = (output / "report.html").read_text()
     assert f"{after['auc']:.5f}" in page and "95 % interval" in page and not re.search(r"<script|src=|href=.http", page)
-    assert not left_over(output) and set(Path("/dev/shm").glob("recpress_*")) <= shared
+    load = read(output / "load.json")
+    assert [step.rate for step in load.steps] == list(demo.RATES) and load.steps[0].outcomes == {"ok": ANY}
+    assert load.scores.ok and load.scores.rows > 1000 and f"{load.scores.rows:,} scores were checked" in page
+    assert "<svg" in page and "1600/s" in page and "1600/s" in printed and load.machine in page
+    assert not processes_of(output) and not list(Path("/dev/shm").glob(f"recpress_{process.pid}_*"))
 
 
 @pytest.mark.demo
@@ -85,7 +79,7 @@ def test_an_interrupt_leaves_nothing_running(data, tmp_path, step):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 150
-        reached = (lambda: output.exists()) if step == "training" else (lambda: len(left_over(output)) >= 3)
+        reached = (lambda: output.exists()) if step == "training" else (lambda: len(processes_of(output)) >= 3)
         while not reached():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
@@ -95,7 +89,7 @@ def test_an_interrupt_leaves_nothing_running(data, tmp_path, step):
     finally:
         process.terminate()
         process.wait(60)
-    assert not left_over(output)
+    assert not processes_of(output)
 
 
 def test_a_folder_that_is_not_the_demo_s_is_left_alone(tmp_path):

@@ -5,14 +5,11 @@ the machine's state meets all of them; medians over rounds. ``ratio_to_best_peer
 above 1 we are faster. Peers that are not installed, or refuse, are printed with their reason and left out.
 """
 
-import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from recpress_kernels import native
 from recpress_kernels.bench import peers
 from recpress_kernels.bench.command import CLOCKS, measure, parser
 from recpress_kernels.formats.int8 import quantize_per_channel
+from recpress_kernels.machine import processor
 
 STACKS = {
     "top 479-1024-1024-512-256-1": [479, 1024, 1024, 512, 256, 1],
@@ -127,17 +125,12 @@ def run(
 def machine() -> str:
     """The CPU, what the kernels run on, and the versions of torch and onnxruntime."""
     try:
-        info = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    try:
         import onnxruntime
 
         ort = onnxruntime.__version__
     except ImportError:
         ort = "not installed"
-    return f"{cpu}, {os.cpu_count()} cores, one used; {native.status().reason}; torch {torch.__version__}, ORT {ort}"
+    return f"{processor()}, one used; {native.status().reason}; torch {torch.__version__}, ORT {ort}"
 
 
 def _variants(case: str, widths: list[int]) -> dict[str, Callable]:

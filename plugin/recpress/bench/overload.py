@@ -30,9 +30,10 @@ import numpy as np
 import torch
 
 import recpress
+from recpress.latency import quantile
 from recpress.loadtest.engine import run as run_loop
 from recpress.loadtest.outcomes import Outcome
-from recpress.loadtest.result import Step, quantile
+from recpress.loadtest.result import Step
 from recpress.loadtest.steps import Load, measure
 from recpress.serving.client import AsyncClient
 from recpress.serving.limiter import Limiter, fitting_limit

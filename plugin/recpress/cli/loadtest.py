@@ -9,6 +9,7 @@ import typer
 
 from recpress.errors import LoadTestError
 
+_DAY_S = 86_400
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -24,13 +25,15 @@ def loadtest(
     clients: Annotated[
         str | None, typer.Option(help="Clients that wait for their answers; several in turn: 1,4,16.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each load lasts.", min=0.1)] = 10.0,
-    warm_up: Annotated[float, typer.Option(help="Seconds of each load before it is measured.", min=0.0)] = 1.0,
+    seconds: Annotated[float, typer.Option(help="How long each load lasts.", min=0.1, max=_DAY_S)] = 10.0,
+    warm_up: Annotated[
+        float, typer.Option(help="Seconds of each load before it is measured.", min=0.0, max=_DAY_S)
+    ] = 1.0,
     batch: Annotated[int, typer.Option(help="Rows of a request.", min=1)] = 1,
     rows: Annotated[Path | None, typer.Option(help="Rows to send, of numpy.savez; golden rows by default.")] = None,
     p99: Annotated[str | None, typer.Option(help="The objective, such as 20ms; exit code 1 when it is missed.")] = None,
     deadline: Annotated[str | None, typer.Option(help="When an answer is of no use; that of --p99 by default.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", min=0.001)] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", min=0.001, max=3600)] = 10.0,
     json: Annotated[Path | None, typer.Option(help="Write the result here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write latency against throughput here, an SVG.")] = None,
     metrics_port: Annotated[
@@ -42,10 +45,11 @@ def loadtest(
 ) -> None:
     """Load a running server and check its scores; exit code 1 where the objective is missed, scores are wrong, or the
     test is broken off."""
+    from recpress.files import replace, require_writable
     from recpress.loadtest.metrics import Metrics
     from recpress.loadtest.result import Load
     from recpress.loadtest.run import Endpoint, load_test
-    from recpress.loadtest.saved import replace, require_writable, saved, write
+    from recpress.loadtest.saved import saved, write
     from recpress.loadtest.show import plot as draw
     from recpress.loadtest.show import print_test, require_plot
 
@@ -74,11 +78,11 @@ def loadtest(
             begin=lambda load: typer.echo(f"{load}, {load.warm_up_s + load.seconds:g} s ...", err=True),
         )
     result = saved(test)
+    print_test(result)
     if json is not None:
         write(json, result)
     if plot is not None:
         replace(plot, draw(result))
-    print_test(result)
     if result.problems:
         raise LoadTestError("; ".join(result.problems))
 

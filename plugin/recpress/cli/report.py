@@ -32,9 +32,11 @@ def report(
     """Write a page: what was done to each layer and why not, sizes, quality, latency before and after, load tests."""
     from recpress.artifact.load import load
     from recpress.artifact.manifest import MANIFEST
+    from recpress.files import replace, require_writable
     from recpress.latency import beside_original
-    from recpress.loadtest.saved import read, replace, require_writable
+    from recpress.loadtest.saved import read
     from recpress.report.html import Content, page
+    from recpress_kernels.machine import processor
 
     require_writable(output)
     tests = tuple(read(path) for path in loadtest or ())
@@ -54,7 +56,9 @@ def report(
             first, examples, _ = make(original)
             loaded.score(examples)  # refuses inputs that are not the artifact's
             local = beside_original(first.eval(), loaded.module, tuple(examples.values()))
-    content = Content(title or Path(model).name, loaded.manifest, quality=quality, local=local, tests=tests)
+    content = Content(
+        title or Path(model).name, loaded.manifest, quality=quality, local=local, machine=processor(), tests=tests
+    )
     replace(output, page(content))
     typer.echo(f"the report is {output}")
 

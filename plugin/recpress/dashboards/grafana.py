@@ -2,45 +2,64 @@
 
 import json
 import sys
+from itertools import count
 from pathlib import Path
+from string import ascii_uppercase
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
+from grafana_foundation_sdk.builders.heatmap import YAxisConfig
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.builders.timeseries import Panel as Lines
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    GridPos,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from recpress.dashboards.panels import BOARDS, Board, Panel
 
-HEIGHT, WIDTH = 8, 24
+HEIGHT = 8
+PROVISIONED = VariableOption(True, "Prometheus", "recpress-prometheus")
+"""The data source of deploy/grafana/provisioning, its name and uid; the variable ``datasource`` takes others."""
+_ALL = VariableOption(True, "All", "$__all")
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 def text_of(board: Board) -> str:
     """The dashboard as JSON."""
     made = Dashboard(board.title).uid(board.uid).tags(["recpress"]).refresh("30s").time("now-1h", "now")
-    made.with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    source = DatasourceVariable("datasource").label("Data source").type("prometheus").current(PROVISIONED)
+    made.with_variable(source)
     for name, query in (
         ("model", "label_values(recpress_model_info, model)"),
         ("version", 'label_values(recpress_model_info{model=~"$model"}, version)'),
     ):
         variable = QueryVariable(name).label(name.capitalize()).datasource(_SOURCE).query(query)
-        made.with_variable(variable.include_all(True).all_value(".*").multi(True))
-    x = y = 0
-    for number, panel in enumerate(board.panels, start=1):
-        if x + panel.width > WIDTH:
-            x, y = 0, y + HEIGHT
-        made.with_panel(_built(panel).id(number).grid_pos(GridPos(HEIGHT, panel.width, x, y)))
-        x += panel.width
+        # Versions come while a dashboard is open.
+        variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.NATURAL_ASC)
+        made.with_variable(variable.include_all(True).all_value(".*").multi(True).current(_ALL))
+    numbers = count(1)
+    for y, row in enumerate(board.rows):
+        x = 0
+        for panel in row:
+            made.with_panel(_built(panel).id(next(numbers)).grid_pos(GridPos(HEIGHT, panel.width, x, y * HEIGHT)))
+            x += panel.width
     return json.dumps(made.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
 
 
 def _built(panel: Panel) -> Lines | Heatmap:
     heatmap = panel.kind == "heatmap"
-    built = (Heatmap().calculate(False) if heatmap else Lines()).title(panel.title).datasource(_SOURCE).unit(panel.unit)
-    for letter, query in zip("ABCD", panel.queries, strict=False):
+    if heatmap:
+        built = Heatmap().calculate(False).y_axis(YAxisConfig().unit(panel.unit))
+    else:
+        built = Lines().unit(panel.unit).axis_soft_min(0)
+    built.title(panel.title).datasource(_SOURCE)
+    for letter, query in zip(ascii_uppercase, panel.queries, strict=False):
         target = Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter).datasource(_SOURCE)
         built.with_target(target.format(PromQueryFormat.HEATMAP) if heatmap else target)
     return built

@@ -11,6 +11,8 @@ M = 'model=~"$model"'
 # Over gRPC the proxy does not know the model.
 _PROXY = 'model=~"$model|"'
 _V = "{{model}} v{{version}}"
+WIDTH = 24
+"""Columns of a dashboard."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel; ``unit`` is Grafana's name of it, ``width`` of 24 columns."""
+    """One panel; ``unit`` is Grafana's name of it, ``width`` in columns."""
 
     title: str
     unit: str
@@ -39,6 +41,16 @@ class Board:
     uid: str
     title: str
     panels: tuple[Panel, ...]
+
+    @property
+    def rows(self) -> list[list[Panel]]:
+        """The panels from left to right, in rows of :data:`WIDTH` columns."""
+        rows: list[list[Panel]] = [[]]
+        for panel in self.panels:
+            if sum(other.width for other in rows[-1]) + panel.width > WIDTH:
+                rows.append([])
+            rows[-1].append(panel)
+        return rows
 
 
 def _panel(title: str, unit: str, *queries: tuple[str, str], **options) -> Panel:
@@ -65,9 +77,9 @@ OPERATORS = Board(
             "Stages, p99",
             "s",
             (
-                "histogram_quantile(0.99, sum by (le, stage, version) "
+                "histogram_quantile(0.99, sum by (le, stage, model, version) "
                 f"(rate(recpress_stage_seconds_bucket{{{MV}}}[1m])))",
-                "{{stage}} v{{version}}",
+                "{{stage}} " + _V,
             ),
         ),
         _panel("Requests", "reqps", (f"recpress:requests:rate1m{{{MV}}}", _V)),
@@ -88,7 +100,7 @@ OPERATORS = Board(
         _panel(
             "Rejected, by reason",
             "reqps",
-            (f"recpress:rejected:rate1m{{{MV}}}", "{{reason}} v{{version}}"),
+            (f"recpress:rejected:rate1m{{{MV}}}", "{{reason}} " + _V),
             (f"sum by (reason) (rate(nv_inference_request_failure{{{MV}}}[1m]))", "server: {{reason}}"),
             (
                 f'sum by (outcome, protocol) (recpress:proxy_requests:rate1m{{{_PROXY}, outcome!="ok"}})',
@@ -132,7 +144,7 @@ OPERATORS = Board(
         _panel(
             "Versions by state",
             "short",
-            (f"sum by (model, state) (recpress_version_state{{{M}}})", "{{state}}"),
+            (f"sum by (model, state) (recpress_version_state{{{M}}})", "{{model}} {{state}}"),
             width=12,
         ),
     ),
@@ -147,7 +159,7 @@ OWNERS = Board(
             "short",
             (
                 f"max by (model, version, form, measure) (recpress_model_quality{{{MV}}})",
-                "{{measure}} {{form}} v{{version}}",
+                "{{measure}} {{form}} " + _V,
             ),
         ),
         _panel(
@@ -156,13 +168,13 @@ OWNERS = Board(
             (
                 f'max by (model, version, measure) (recpress_model_quality{{{MV}, form="compressed"}}) / '
                 f'max by (model, version, measure) (recpress_model_quality{{{MV}, form="original"}})',
-                "{{measure}} v{{version}}",
+                "{{measure}} " + _V,
             ),
         ),
         _panel(
             "Bytes, compressed and original",
             "bytes",
-            (f"max by (model, version, form) (recpress_model_bytes{{{MV}}})", "{{form}} v{{version}}"),
+            (f"max by (model, version, form) (recpress_model_bytes{{{MV}}})", "{{form}} " + _V),
         ),
         _panel(
             "Scores, by bucket",
@@ -175,8 +187,9 @@ OWNERS = Board(
             "Mean score",
             "short",
             (
-                f"sum by (model, version) (rate(recpress_score_sum{{{MV}}}[5m])) / "
-                f"(sum by (model, version) (rate(recpress_score_count{{{MV}}}[5m])) > 0)",
+                # Not rate: to it a sum that negative scores make fall is a counter that began again.
+                f"sum by (model, version) (delta(recpress_score_sum{{{MV}}}[5m])) / "
+                f"(sum by (model, version) (delta(recpress_score_count{{{MV}}}[5m])) > 0)",
                 _V,
             ),
         ),

@@ -1,5 +1,6 @@
 """The tester's own ``/metrics`` while it runs: end-to-end latency as a histogram that adds up over testers."""
 
+from collections.abc import Callable
 from types import TracebackType
 
 from recpress.errors import LoadTestError, MissingDependencyError
@@ -58,8 +59,8 @@ class Metrics:
         if outcome is Outcome.OK:
             self._latency.observe(seconds)
 
-    def follow(self, under_way) -> None:
-        """Show what ``under_way()`` returns from now on."""
+    def follow(self, under_way: Callable[[], float]) -> None:
+        """Show what ``under_way()`` returns from now on, a number of requests."""
         self._under_way.set_function(under_way)
 
     def __enter__(self) -> "Metrics":

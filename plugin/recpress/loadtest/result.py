@@ -5,8 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recpress.errors import LoadTestError
+from recpress.latency import quantile
 from recpress.loadtest.engine import Record
 from recpress.loadtest.outcomes import Outcome
+
+MOST_REQUESTS = 20_000_000
+"""Of a load: each takes 33 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,9 @@ class Load:
         deadline_s: an answer that comes later is of no use; for the goodput.
         give_up_s: the test is broken off when for so many seconds no server could be reached.
         drain_s: how long to wait for answers after the last request.
+
+    Raises:
+        LoadTestError: it has both or neither, a number is not above 0, or a rate makes too many requests to hold.
     """
 
     rate: float | None = None
@@ -29,8 +37,26 @@ class Load:
     give_up_s: float = 3.0
     drain_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        if (self.rate is None) == (self.clients is None):
+            raise LoadTestError(
+                f"a load of rate {self.rate} and clients {self.clients}; give one of them, and leave the other None"
+            )
+        for name in ("rate", "clients", "seconds", "deadline_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise LoadTestError(f"a load of {name} {value:g}; give a number above 0")
+        whole = self.warm_up_s + self.seconds
+        if self.rate is not None and not self.rate * whole <= MOST_REQUESTS:
+            raise LoadTestError(
+                f"{self} for {whole:g} s are {self.rate * whole:,.0f} requests; {MOST_REQUESTS:,} are the most; give a "
+                "lower rate or fewer seconds"
+            )
+
     def __str__(self) -> str:
-        return f"{self.rate:g}/s" if self.clients is None else f"{self.clients} clients"
+        if self.clients is None:
+            return f"{self.rate:g}/s"
+        return f"{self.clients} client{'s' * (self.clients > 1)}"
 
 
 @dataclass(frozen=True)
@@ -82,18 +108,6 @@ class Step:
         ticks = range(max(1, math.ceil(2 * math.log2(max(1, self.requests)))))
         percents = [100 * (1 - 2 ** (-i / 2)) for i in ticks] + [100.0]
         return [(percent, self.percentile(percent)) for percent in percents]
-
-
-def quantile(ordered: np.ndarray, q: float, count: int | None = None) -> float:
-    """The least of ``ordered`` seconds that at least the share ``q`` of ``count`` requests took at most.
-
-    Without interpolation, as HdrHistogram has it; ``count`` beyond the length are requests that take for ever.
-    """
-    count = len(ordered) if count is None else count
-    if not count:
-        return math.nan
-    rank = max(1, math.ceil(q * count - 1e-9))
-    return float(ordered[rank - 1]) if rank <= len(ordered) else math.inf
 
 
 def summarise(record: Record, load: Load, *, begin: float, taken: float, client_s: float) -> Step:

@@ -21,6 +21,7 @@ from recpress.loadtest.target import Target
 from recpress.serving.client import Client
 from recpress.serving.probe import replay_golden
 from recpress.serving.wire import Protocol
+from recpress_kernels.machine import processor
 
 _PROOF_BATCH = 64
 
@@ -42,6 +43,7 @@ class LoadTest:
     """What a load test came to.
 
     Attributes:
+        machine: the processor and cores of the tester.
         started: when, ISO 8601 in UTC.
         batch: rows a request.
         rows: where they are from, in words.
@@ -51,6 +53,7 @@ class LoadTest:
     """
 
     endpoint: Endpoint
+    machine: str
     started: str
     batch: int
     rows: str
@@ -125,27 +128,39 @@ def load_test(
         tls_ca=where.tls_ca,
     )
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    steps = run(_steps(target, loads, seed=seed, metrics=metrics, begin=begin))
+    return LoadTest(
+        endpoint=endpoint,
+        machine=processor(),
+        started=started,
+        batch=batch,
+        rows=requests.source,
+        objective_s=objective_s,
+        steps=tuple(steps),
+        scores=target.checker.verdict,
+    )
+
+
+async def _steps(
+    target: Target, loads: Sequence[Load], *, seed: int, metrics: Metrics | None, begin: Callable[[Load], None]
+) -> list[Step]:
+    """Each load in turn, up to one that is broken off."""
     observe: Observe = (lambda seconds, outcome: None) if metrics is None else metrics.observe
+    found: list[Step] = []
+    async with target:
+        with _signals() as engines:
 
-    async def steps() -> list[Step]:
-        found: list[Step] = []
-        async with target:
-            with _signals() as engines:
-                for i, load in enumerate(loads):
-                    begin(load)
+            def started(engine: Engine) -> None:
+                engines.append(engine)
+                if metrics is not None:
+                    metrics.follow(lambda: engine.record.under_way)
 
-                    def begun(engine: Engine) -> None:
-                        engines.append(engine)
-                        if metrics is not None:
-                            metrics.follow(lambda: engine.record.under_way)
-
-                    found.append(await measure(load, target.submit, seed=seed + i, observe=observe, started=begun))
-                    if found[-1].broken_off:
-                        break
-        return found
-
-    done = run(steps())
-    return LoadTest(endpoint, started, batch, requests.source, objective_s, tuple(done), target.checker.verdict)
+            for i, load in enumerate(loads):
+                begin(load)
+                found.append(await measure(load, target.submit, seed=seed + i, observe=observe, started=started))
+                if found[-1].broken_off:
+                    break
+    return found
 
 
 @contextlib.contextmanager

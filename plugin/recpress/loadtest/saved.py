@@ -2,22 +2,22 @@
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recpress.errors import LoadTestError
-from recpress.loadtest.result import Step
+from recpress.files import replace
+from recpress.latency import quantile
+from recpress.loadtest.result import Load, Step
 from recpress.loadtest.run import LoadTest
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SavedStep(_Frozen):
@@ -30,6 +30,7 @@ class SavedStep(_Frozen):
 
     rate: float | None
     clients: int | None
+    warm_up_s: float
     seconds: float
     requests: int
     outcomes: dict[str, int]
@@ -43,13 +44,21 @@ class SavedStep(_Frozen):
     client_s: float
     broken_off: str | None
 
+    @model_validator(mode="after")
+    def _whole(self) -> "SavedStep":
+        if (self.rate is None) == (self.clients is None):
+            raise ValueError("a load has either a rate or clients")
+        if set(self.percentiles) != set(map(_key, PERCENTS)):
+            raise ValueError(f"percentiles are of {', '.join(map(_key, PERCENTS))}")
+        return self
+
     @property
     def load(self) -> str:
-        return f"{self.clients} clients" if self.rate is None else f"{self.rate:g}/s"
+        return str(Load(rate=self.rate, clients=self.clients))
 
     def percentile(self, percent: float) -> float | None:
         """One of :data:`PERCENTS`."""
-        return self.percentiles[f"{percent:g}"]
+        return self.percentiles[_key(percent)]
 
 
 class SavedScores(_Frozen):
@@ -62,18 +71,24 @@ class SavedScores(_Frozen):
 
 
 class Saved(_Frozen):
-    """The whole file; see :class:`recpress.loadtest.run.LoadTest`."""
+    """The whole file; see :class:`recpress.loadtest.run.LoadTest`.
+
+    Attributes:
+        server: its address, ``host:port``, as the tester was given it.
+        machine: the processor and cores of the tester.
+    """
 
     schema_version: Literal[1] = 1
     model: str
     version: str
     server: str
+    machine: str
     protocol: Literal["grpc", "http"]
     started: str
     batch: int
     rows: str
     objective_p99_s: float | None
-    steps: tuple[SavedStep, ...]
+    steps: Annotated[tuple[SavedStep, ...], Field(min_length=1)]
     scores: SavedScores
     problems: tuple[str, ...]
 
@@ -92,6 +107,7 @@ def saved(test: LoadTest) -> Saved:
         model=where.model,
         version=where.version,
         server=where.url,
+        machine=test.machine,
         protocol=where.protocol,
         started=test.started,
         batch=test.batch,
@@ -104,10 +120,10 @@ def saved(test: LoadTest) -> Saved:
 
 
 def _step(step: Step) -> SavedStep:
-    late = float(step.behind[max(0, math.ceil(0.99 * len(step.behind)) - 1)]) if len(step.behind) else None
     return SavedStep(
         rate=step.load.rate,
         clients=step.load.clients,
+        warm_up_s=step.load.warm_up_s,
         seconds=step.seconds,
         requests=step.requests,
         outcomes={outcome.label: count for outcome, count in step.counts.items()},
@@ -115,12 +131,17 @@ def _step(step: Step) -> SavedStep:
         throughput=_finite(step.throughput),
         deadline_s=step.load.deadline_s,
         goodput=None if step.goodput is None else _finite(step.goodput),
-        percentiles={f"{percent:g}": _finite(step.percentile(percent)) for percent in PERCENTS},
+        percentiles={_key(percent): _finite(step.percentile(percent)) for percent in PERCENTS},
         spectrum=tuple((percent, _finite(seconds)) for percent, seconds in step.spectrum()),
-        sent_late_p99_s=late,
+        sent_late_p99_s=_finite(quantile(step.behind, 0.99)),
         client_s=step.client_s,
         broken_off=step.broken_off,
     )
+
+
+def _key(percent: float) -> str:
+    """Of a percentile in JSON."""
+    return f"{percent:g}"
 
 
 def _finite(value: float) -> float | None:
@@ -146,29 +167,9 @@ def read(path: str | Path) -> Saved:
 
 
 def write(path: Path, test: Saved) -> None:
-    """Write ``test`` to ``path``."""
-    replace(path, test.model_dump_json(indent=1) + "\n")
-
-
-def require_writable(path: Path) -> None:
-    """Find out before a test that could not be kept.
+    """Write ``test`` to ``path``.
 
     Raises:
-        LoadTestError: ``path`` is a folder, or its folder is missing or not writable.
+        OutputError: it cannot be written.
     """
-    if path.is_dir():
-        raise LoadTestError(f"{path} is a folder; give the name of a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise LoadTestError(f"{path} cannot be written ({error.strerror}); give a file in a folder of yours") from None
-
-
-def replace(path: Path, text: str) -> None:
-    """Write beside ``path``, then rename, so that nobody reads half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    replace(path, test.model_dump_json(indent=1) + "\n")

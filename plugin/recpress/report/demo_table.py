@@ -1,4 +1,4 @@
-"""The demo's figures as rows of text, the same for the terminal and the page."""
+"""The demo's figures as rows of text, for the terminal."""
 
 from recpress.demo import Result
 from recpress.latency import Latency

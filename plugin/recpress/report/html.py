@@ -1,10 +1,11 @@
 """One self-contained page on a compressed model: no script, and nothing fetched."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from recpress import __version__
 from recpress.artifact.manifest import Manifest
@@ -15,9 +16,16 @@ from recpress.loadtest.saved import PERCENTS, Saved
 from recpress.report.paired import Paired
 from recpress.report.tables import human_bytes, training_lines, what_was_done
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 _THEMED = {show.INK: "var(--ink)", show.OBJECTIVE: "var(--alarm)"} | dict(
-    zip(show.COLORS.values(), ("var(--before)", "var(--after)", "var(--tail)"), strict=True)
+    zip((color for color, _ in show.LINES.values()), ("var(--before)", "var(--after)", "var(--tail)"), strict=True)
 )
+
+# Of a layer's name, from which on it gets more of the page's width.
+_LONG = 24
+_PLOT = "Latency over right answers a second, one point a load; the table above has the figures."
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Content:
             manifest has beside them is shown without one.
         local: in process, by batch size: of ``original`` and ``compressed``.
         served: by the demo's client.
+        machine: the processor and cores that ``local`` and ``served`` were measured on.
         tests: load tests of the served model, and of others to compare with.
     """
 
@@ -50,6 +59,7 @@ class Content:
     quality: Mapping[str, Paired] = field(default_factory=dict)
     local: Mapping[int, Mapping[str, Latency]] = field(default_factory=dict)
     served: Served | None = None
+    machine: str = ""
     tests: tuple[Saved, ...] = ()
 
     @property
@@ -89,21 +99,45 @@ def page(content: Content) -> str:
     template = files("recpress.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.tests["slow_tester"] = show.tester_is_slow
-    environment.filters |= {"bytes": human_bytes, "ms": show.milliseconds, "percent_name": show.percent_name}
+    environment.filters |= {
+        "bytes": human_bytes,
+        "ms": show.milliseconds,
+        "percent_name": show.percent_name,
+        "figure": _figure,
+        "change": lambda value: _figure(value, "+"),
+        "breakable": _breakable,
+    }
     return environment.from_string(template).render(
         content=content,
         manifest=content.manifest,
         parameters=sum(layer.parameters for layer in layers),
-        largest=max((layer.bytes_before for layer in layers), default=0) or 1,
+        largest=max((size for layer in layers for size in (layer.bytes_before, layer.bytes_after)), default=0),
+        long_names=any(len(", ".join(layer.names)) > _LONG for layer in layers),
         calibrated=any(layer.sqnr_db is not None or layer.error_share is not None for layer in layers),
-        slowest=max((pair["original"].p50 for pair in content.local.values()), default=0.0) or 1.0,
+        slowest=max((one.p50 for pair in content.local.values() for one in pair.values()), default=0.0),
         plots=[_themed(show.plot(test), i) for i, test in enumerate(content.tests)],
         errors=show.errors,
+        lasted=show.lasted,
+        from_where=show.from_where,
         percents=PERCENTS,
         what_was_done=what_was_done,
         training_lines=training_lines,
         version=__version__,
     )
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """Five digits behind the point, as an AUC needs, one of what is large; ``sign`` "+" shows the sign of a gain."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    return f"{value:{sign},.{5 if abs(value) < 1000 else 1}f}"
+
+
+def _breakable(name: str) -> "Markup | str":
+    """The name of a layer; a long one, escaped, with places at which a line may end."""
+    from markupsafe import Markup, escape
+
+    return name if len(name) <= _LONG else Markup(re.sub(r"([._,])", r"\1<wbr>", str(escape(name))))
 
 
 def _themed(svg: str, number: int) -> str:
@@ -112,4 +146,5 @@ def _themed(svg: str, number: int) -> str:
         svg = svg.replace(color, variable)
     svg = re.sub(r'\bid="', f'id="plot{number}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>plot{number}-", svg)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    opening = rf'<svg viewBox="\1" role="img" aria-labelledby="plot{number}"><title id="plot{number}">{_PLOT}</title>'
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, svg, count=1)

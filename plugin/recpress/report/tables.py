@@ -27,7 +27,7 @@ def human_bytes(count: float) -> str:
 
 def print_report(report: Report) -> None:
     """Each module with what became of it, the totals, and the quality before and after."""
-    console = Console()
+    console = Console(markup=False)
     console.print(layers_table(report.rows))
     if report.pruning:
         console.print(pruning_table(report.pruning))
@@ -114,7 +114,7 @@ def what_was_done(row: Row | Layer) -> str:
 
 def print_manifest(manifest: Manifest, folder: str | Path, *, verdict: Verdict | None = None) -> None:
     """Inputs, outputs, sizes and golden rows of an artifact."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("", "name", "dtype", "shape of a row", "indexes tables of")
     for spec in manifest.inputs:
         any_id = spec.any_id or (False,) * len(spec.table_high)
@@ -152,4 +152,4 @@ def print_choices(choices: Iterable[Choice]) -> None:
         like = "x".join(map(str, choice.measured)) if choice.measured else "nothing: no figures for this CPU"
         figures = (f"{choice.ratios[b]:.2f}" if b in choice.ratios else "" for b in batches)
         table.add_row(f"{choice.n}x{choice.k}", "2:4" if choice.sparse24 else "dense", like, *figures)
-    Console().print(table)
+    Console(markup=False).print(table)

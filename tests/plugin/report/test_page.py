@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import math
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +20,10 @@ from recpress.loadtest.outcomes import Outcome
 from recpress.loadtest.result import Load, summarise
 from recpress.loadtest.run import Endpoint, LoadTest
 from recpress.loadtest.saved import saved, write
+from recpress.loadtest.show import plot
 from recpress.report.html import Content, Served, page
 from recpress.report.paired import Paired
+from recpress_kernels.machine import processor
 
 HOSTILE = "<img src='http://example.com/x.png'><script>document.title='owned'</script>"
 LONG = "a" * 90
@@ -77,7 +81,14 @@ def a_test() -> LoadTest:
         steps.append(summarise(record, load, begin=10.0, taken=1.1, client_s=3e-4))
     scores = Verdict(300, 1e-7, 0, True)
     return LoadTest(
-        Endpoint("h:1", HOSTILE), "2030-01-01T00:00:00+00:00", 1, "64 golden rows", 0.1, tuple(steps), scores
+        endpoint=Endpoint("h:1", HOSTILE),
+        machine="a tester, 3 cores",
+        started="2030-01-01T00:00:00+00:00",
+        batch=1,
+        rows="64 golden rows",
+        objective_s=0.1,
+        steps=tuple(steps),
+        scores=scores,
     )
 
 
@@ -85,7 +96,7 @@ def a_test() -> LoadTest:
 def content(artifact):
     manifest = read_manifest(artifact)
     kept = manifest.layers[0].model_copy(
-        update={"status": "kept", "reason": f"{HOSTILE} {LONG}", "names": (LONG, "b"), "sqnr_db": 31.5}
+        update={"status": "kept", "reason": f"{HOSTILE} {LONG}", "names": (LONG, HOSTILE), "sqnr_db": 31.5}
     )
     pruning = (
         PrunedParameter(
@@ -106,12 +117,32 @@ def content(artifact):
         quality={"AUC": Paired(0.8, 0.79991, -0.0003, 0.00012)},
         local={1: {"original": slow, "compressed": fast}, 64: {"original": fast, "compressed": slow}},
         served=Served({1: slow}, fast, 1234, 2e-7),
-        tests=(saved(a_test()), saved(replace(a_test(), batch=64))),
+        machine="a processor, 5 cores",
+        tests=(saved(a_test()), saved(replace(a_test(), batch=64, endpoint=Endpoint("127.0.0.1:1", "here")))),
     )
 
 
 @pytest.fixture(scope="module")
-def seen(content, tmp_path_factory):
+def extreme(content):
+    """500 layers with long names, a metric that is no number and one that is large, and a model that became slower."""
+    layers = content.manifest.layers
+    names = [f"encoder.blocks.{i}.feed_forward.experts.{i % 7}.projection_of_the_hidden_states" for i in range(500)]
+    many = tuple(
+        layers[i % len(layers)].model_copy(
+            update={"names": (name,), "parameters": 10 ** (i % 9), "bytes_after": 1 << 20}
+        )
+        for i, name in enumerate(names)
+    )
+    return Content(
+        title="W" * 200,
+        manifest=content.manifest.model_copy(update={"layers": many, "pruning": (), "training": None}),
+        quality={"AUC": Paired(*[math.nan] * 4), "clicks": Paired(1234567.0, 1234560.0, -9.0, -5.0)},
+        local={1: {"original": Latency(0.01, 0.1, 3), "compressed": Latency(13.1, 200.0, 3)}},
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(content, extreme, tmp_path_factory):
     """What the browser says of the page, opened once for all tests."""
     if BINARY is None:
         pytest.skip("no Chromium here (Debian: apt-get install chromium)")
@@ -138,6 +169,12 @@ def seen(content, tmp_path_factory):
             found["ids"] = await tab.ask("[...document.querySelectorAll('[id]')].map(e => e.id)")
             found["paper"] = await tab.ask("getComputedStyle(document.body).backgroundColor")
             found["links"] = await tab.ask(DANGLING)
+            (folder / "extreme.html").write_text(page(extreme), encoding="utf-8")
+            for name, width in (("extreme desktop", 1200), ("extreme phone", 390)):
+                await tab.shape(width, 844, phone=width < 1000)
+                await tab.open(folder / "extreme.html")
+                asked = {"width": "document.documentElement.scrollWidth", "cut": CUT, "text": "document.body.innerText"}
+                found[name] = {key: await tab.ask(expression) for key, expression in asked.items()}
             (folder / "bad.html").write_text(BAD, encoding="utf-8")
             tab.requests.clear()
             await tab.open(folder / "bad.html")
@@ -155,6 +192,16 @@ def test_nothing_sticks_out_and_all_can_be_read(seen, shape, width):
     *worst, (texts, _) = seen[shape]["contrast"]
     assert worst[0][0] >= 4.5 and texts > 150, worst
     assert seen[shape]["picture"].startswith(b"\x89PNG") and len(seen[shape]["picture"]) > 20_000
+
+
+@pytest.mark.parametrize(("shape", "width"), [("extreme desktop", 1200), ("extreme phone", 390)])
+def test_extremes_stay_on_the_page(seen, extreme, shape, width):
+    assert seen[shape]["width"] == width and seen[shape]["cut"] == []
+    text = seen[shape]["text"]
+    for name in (layer.names[0] for layer in extreme.manifest.layers):
+        assert name in text
+    assert "not a number" in text and not re.search(r"\bnan\b", text)
+    assert "1,234,560.0" in text and "-7.00000" in text and "0.00× the speed, a loss" in text
 
 
 def test_a_bad_page_is_seen_to_be_bad(seen):
@@ -181,6 +228,29 @@ def test_all_is_there(seen, content, shape):
     assert "0.50× the speed, a loss" in text and "-0.00030 to +0.00012" in text and "not known" in text
     assert "never" in text and "100 rejected" in text and "100 of 200 requests at 200/s got no right answer" in text
     assert f"{sum(layer.parameters for layer in layers):,}" in text and "1,234 requests" in text
+
+
+def test_a_plot_has_percentiles_that_enough_requests_tell():
+    """Of 100 and 200 requests p99.9 is the slowest one; and of those where half got no answer p99 has no bound."""
+    svg = plot(saved(a_test()))
+    assert ">p50<" in svg and ">p99<" in svg and ">p99.9<" not in svg and ">objective of p99<" in svg
+    first, second = a_test().steps
+    nobody = replace(second, latency=second.latency[:0], throughput=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare = plot(saved(replace(a_test(), steps=(nobody,), objective_s=None)))
+        alike = replace(first, latency=np.linspace(1.3e-3, 1.8e-3, 100))
+        narrow = plot(saved(replace(a_test(), steps=(alike,), objective_s=None)))
+    assert "latency, ms" in bare and ">p50<" not in bare
+    assert narrow.count(">2<") == 1 and ">5<" not in narrow, "between 1.3 and 1.8 ms there is no tick"
+
+
+def test_it_says_where_and_how_long_was_measured(seen):
+    text = seen["desktop"]["text"]
+    assert "on one thread, on a machine with a processor, 5 cores" in text
+    first, second = text.split("The tester ran on a tester, 3 cores")[1:]
+    assert first.startswith(". So short a test") and second.startswith(", which the server shares. So short a test")
+    assert text.count("Measured 1 s each, after 0 s of warm-up, from 2030-01-01 00:00:00 UTC") == 2
 
 
 def test_text_is_text_and_nothing_is_fetched(seen, content):
@@ -250,6 +320,7 @@ def test_the_command_reports_an_artifact_with_all_there_is(artifact, call, tmp_p
     assert code == 0, err
     html = (tmp_path / "a.html").read_text()
     assert "in process, batch 64" in html and "AUC" in html and "<svg" in html and "small</h1>" in html
+    assert f"on a machine with {processor()}" in html and "a tester, 3 cores" in html
     assert re.search(r"0\.\d{5}</td>.*[+-]0\.\d{5} to [+-]0\.\d{5}", html)
 
 
