@@ -15,6 +15,7 @@ from recpress_kernels.formats.rows import quantize_chunks, quantize_rows_int4, q
 
 DIMS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 100, 130]
 BITS = {8: quantize_rows_int8, 4: quantize_rows_int4}
+GREEDY = functools.partial(quantize_rows_int4, search="greedy")
 
 
 def hard_table(dim, spread):
@@ -30,17 +31,31 @@ def hard_table(dim, spread):
 
 
 @pytest.mark.parametrize("name", native.isas())
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("quantize", [*BITS.values(), GREEDY], ids=["int8", "int4", "int4-greedy"])
 @pytest.mark.parametrize("spread", [1e-9, 1e-7, 1e-3, 1.0, 1e4])
-def test_bytes_of_the_torch_code(name, bits, spread):
+def test_bytes_of_the_torch_code(name, quantize, spread):
     for dim in DIMS:
         table = hard_table(dim, spread)
         with path("torch"):
-            want = BITS[bits](table)
+            want = quantize(table)
         with path(name):
-            assert torch.equal(BITS[bits](table), want), dim
-            assert torch.equal(BITS[bits](torch.cat([table, table], dim=1)[:, :dim]), want), dim
-            assert torch.equal(BITS[bits](guarded(table), out=guarded(torch.zeros_like(want))), want), dim
+            assert torch.equal(quantize(table), want), dim
+            assert torch.equal(quantize(torch.cat([table, table], dim=1)[:, :dim]), want), dim
+            assert torch.equal(quantize(guarded(table), out=guarded(torch.zeros_like(want))), want), dim
+
+
+@pytest.mark.parametrize("name", native.isas())
+def test_greedy_decides_between_equal_errors_as_the_torch_code(name):
+    """Rows that are their own mirror image: from -1500 to 1500 both pairs of the first move are, and cost the same."""
+    generator = torch.Generator().manual_seed(0)
+    wide = 1485 - 199.0 * torch.randint(0, 15, (500, 35), generator=generator)
+    off = torch.rand(500, 35, generator=generator) * 10.0 ** torch.randint(-4, 3, (500, 35), generator=generator)
+    half = torch.cat([torch.full((500, 1), 1500.0), (wide + off).clamp(-1500, 1500)], dim=1)
+    table = torch.cat([half, -half], dim=1)[:, torch.randperm(72, generator=generator)]
+    with path("torch"):
+        want = GREEDY(table)
+    with path(name):
+        assert torch.equal(GREEDY(table), want)
 
 
 @pytest.mark.parametrize("name", native.isas())
@@ -69,7 +84,7 @@ def test_into_rows_that_lie_apart_and_from_other_dtypes(bits):
 
 def test_chunks_of_any_size_fill_out():
     table = torch.randn(100, 9)
-    for quantize in (quantize_rows_int8, quantize_rows_int4, functools.partial(quantize_rows_int4, search="greedy")):
+    for quantize in (*BITS.values(), GREEDY):
         want = quantize(table)
         out = torch.zeros_like(want)
         assert quantize_chunks(iter(table.split([1, 60, 0, 39])), out, quantize) is out

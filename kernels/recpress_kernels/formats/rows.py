@@ -125,19 +125,19 @@ def _quantize(table: Tensor, bits: int, search: str, out: Tensor | None) -> Tens
     for begin in range(0, table.shape[0], rows):
         chunk = table.detach()[begin : begin + rows].float()
         to = out[begin : begin + rows]
-        if search == "range" and _quantize_natively(chunk, bits, to):
+        if _quantize_natively(chunk, bits, search, to):
             continue
         _check_values(chunk, begin)
         _quantize_chunk(chunk, bits, search, to)
     return out
 
 
-def _quantize_natively(chunk: Tensor, bits: int, out: Tensor) -> bool:
+def _quantize_natively(chunk: Tensor, bits: int, search: str, out: Tensor) -> bool:
     """Whether the native kernel, which gives the bytes of :func:`_quantize_chunk`, is here and has done it."""
     if native.quantize_rows is None or not chunk.is_cpu or chunk.stride(1) != 1 or out.stride(1) != 1:
         return False
-    operands = (chunk.data_ptr(), *chunk.shape, chunk.stride(0), bits, out.data_ptr(), out.stride(0))
-    return native.quantize_rows(*operands, native.isa) == 0
+    table = (chunk.data_ptr(), *chunk.shape, chunk.stride(0), bits, search == "greedy")
+    return native.quantize_rows(*table, out.data_ptr(), out.stride(0), native.isa) == 0
 
 
 def _check_values(chunk: Tensor, begin: int) -> None:

@@ -9,6 +9,7 @@ BINS, MOST = 200, 0.16
 """The greedy search moves an end by the 200th part of a row's range and stops when 16 % of it are cut off."""
 _GAIN = 1 - 1e-6
 """An error must be smaller by more than the rounding of its sum to count as smaller."""
+_SUMS = 8
 
 
 def range_pair(chunk: Tensor, levels: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,18 @@ def _to_float16(x: Tensor, *, toward: float) -> Tensor:
 
 
 def _squared_error(chunk: Tensor, scale: Tensor, bias: Tensor, levels: int) -> Tensor:
-    """float64 ``[rows]``."""
+    """float64 ``[rows]``.
+
+    The squares mostly add up exactly. Where they do not the order counts between ends that cost the same: every eighth
+    value, then halves of the eight sums, on all devices.
+    """
     scale, bias = scale.float()[:, None], bias.float()[:, None]
     codes = quantize_offset(chunk, scale, bias, levels)
-    return dequantize_offset(codes, scale, bias).sub_(chunk).square_().sum(dim=1, dtype=torch.float64)
+    squares = dequantize_offset(codes, scale, bias).sub_(chunk).square_()
+    sums = chunk.new_zeros(len(chunk), _SUMS, dtype=torch.float64)
+    for begin in range(0, chunk.shape[1], _SUMS):
+        eighth = squares[:, begin : begin + _SUMS]
+        sums[:, : eighth.shape[1]] += eighth
+    while sums.shape[1] > 1:
+        sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
+    return sums[:, 0]

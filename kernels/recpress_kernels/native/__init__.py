@@ -18,7 +18,7 @@ ISAS = ("auto", "portable", "avx2", "avx512_vnni")
 """Instruction sets by their code in abi.h."""
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 LIBRARY_NAME = "librecpress.so"
-_ABI = 10
+_ABI = 11
 
 STACK = -10
 FLOAT_INPUTS = -13
@@ -98,7 +98,10 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         *(pointer, int64, pointer, int64, int64, int64, int32),
         *(pointer, int64, int64, pointer, int32),
     ]
-    library.recpress_quantize_rows.argtypes = [pointer, int64, int64, int64, int32, pointer, int64, int32]
+    library.recpress_quantize_rows.argtypes = [
+        *(pointer, int64, int64, int64, int32, int32),
+        *(pointer, int64, int32),
+    ]
     library.recpress_map_ids.argtypes = [pointer, pointer, int64, int32, pointer]
     library.recpress_dots.argtypes = [
         *(pointer, *[int64] * 5, int32, pointer, int64, int64),

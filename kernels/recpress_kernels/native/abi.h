@@ -147,7 +147,8 @@ struct RowsToQuantize {
     const float* x;  // [rows, dim], row i at i * x_stride
     int64_t rows, dim, x_stride;
     int32_t bits;
-    uint8_t* out;  // [rows, ceil(dim * bits / 8) + kTail], row i at i * out_stride
+    int32_t greedy;  // whether the range of a row is narrowed while its squared error falls
+    uint8_t* out;    // [rows, ceil(dim * bits / 8) + kTail], row i at i * out_stride
     int64_t out_stride;
 };
 

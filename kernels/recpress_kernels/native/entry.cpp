@@ -145,7 +145,7 @@ void pack_float_panel(const int8_t* weight, int64_t columns, int64_t k, int64_t 
 using namespace recpress;
 
 // Rises with every change of this interface, so that Python refuses a library that an older source left behind.
-RP_EXPORT int32_t recpress_abi() { return 10; }
+RP_EXPORT int32_t recpress_abi() { return 11; }
 
 // The instruction set that kAuto stands for.
 RP_EXPORT int32_t recpress_isa() { return best(); }

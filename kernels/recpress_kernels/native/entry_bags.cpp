@@ -119,6 +119,6 @@ RP_EXPORT int32_t recpress_map_ids(const IdMap* map, const void* ids, int64_t co
 
 // Float rows to int8 or int4 rows. Ends at the first row that cannot be described; those before it are written.
 RP_EXPORT int32_t recpress_quantize_rows(const float* x, int64_t rows, int64_t dim, int64_t x_stride, int32_t bits,
-                                         uint8_t* out, int64_t out_stride, int32_t isa) {
-    return dispatch(isa, RowsToQuantize{x, rows, dim, x_stride, bits, out, out_stride});
+                                         int32_t greedy, uint8_t* out, int64_t out_stride, int32_t isa) {
+    return dispatch(isa, RowsToQuantize{x, rows, dim, x_stride, bits, greedy, out, out_stride});
 }

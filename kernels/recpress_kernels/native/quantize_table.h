@@ -55,18 +55,81 @@ inline void store_nibbles(uint8_t* out, const uint8_t* codes) {
 
 constexpr int kCodes = 64;  // at a time: a multiple of 8 and of W
 
+struct Pair {
+    uint16_t scale, bias;
+};
+
 template <int BITS>
-inline bool quantize_row(const float* x, int64_t dim, uint8_t* out) {
-    constexpr int kLevels = (1 << BITS) - 1;
+inline Pair pair_of(float low, float high) {
+    uint16_t bias = half_below(low);
+    return {half_above((high - half_to_float(bias)) / float((1 << BITS) - 1)), bias};
+}
+
+// Codes under a pair, whole numbers as floats.
+template <int BITS>
+struct Codes {
+    F scale, step, begin, most = set1(float((1 << BITS) - 1));
+
+    explicit Codes(Pair pair)
+        : scale(set1(half_to_float(pair.scale))),
+          step(pair.scale ? scale : set1(1.0f)),
+          begin(set1(half_to_float(pair.bias))) {}
+    F operator()(F x) const { return min(max(round_even((x - begin) / step), set1(0.0f)), most); }
+    F squared_error(F x) const {
+        F error = (*this)(x)*scale + begin - x;
+        return error * error;
+    }
+};
+
+constexpr int kSums = 8;  // as formats/rows_search.py adds: whatever W is, the bits are the same
+
+template <int BITS>
+inline double squared_error(const float* x, int64_t dim, Pair pair) {
+    Codes<BITS> codes(pair);
+    double sums[kSums] = {};
+    for (int64_t at = 0; at < dim; at += kCodes) {
+        int64_t count = dim - at < kCodes ? dim - at : kCodes, i = 0;
+        float squares[kCodes];
+        for (; i + W <= count; i += W) store(squares + i, codes.squared_error(load(x + at + i)));
+        if (i < count) store(squares + i, codes.squared_error(load(x + at + i, count - i)));
+        for (i = count; i % kSums; i++) squares[i] = 0.0f;
+        for (i = 0; i < count; i += kSums)
+            for (int j = 0; j < kSums; j++) sums[j] += double(squares[i + j]);
+    }
+    for (int half = kSums / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) sums[j] += sums[j + half];
+    return sums[0];
+}
+
+// The search of formats/rows_search.py, greedy_pair.
+template <int BITS>
+inline Pair greedy_pair(const float* x, int64_t dim, float low, float high) {
+    constexpr int kMoves = 32;
+    constexpr double kGain = 1 - 1e-6;
+    float bin = (high - low) / 200.0f;
+    Pair found = pair_of<BITS>(low, high);
+    double best = squared_error<BITS>(x, dim, found);
+    for (int move = 0; move < kMoves; move++) {
+        Pair raised = pair_of<BITS>(low + bin, high), lowered = pair_of<BITS>(low, high - bin);
+        double raised_error = squared_error<BITS>(x, dim, raised), lowered_error = squared_error<BITS>(x, dim, lowered);
+        bool raise_low = raised_error < lowered_error;
+        double error = raise_low ? raised_error : lowered_error;
+        if (error < best * kGain) {
+            best = error;
+            found = raise_low ? raised : lowered;
+        }
+        (raise_low ? low : high) += raise_low ? bin : -bin;
+    }
+    return found;
+}
+
+template <int BITS>
+inline bool quantize_row(const float* x, int64_t dim, bool greedy, uint8_t* out) {
     float low, high;
     if (!extremes(x, dim, &low, &high)) return false;
-    uint16_t bias = half_below(low);
-    float from = half_to_float(bias);
-    uint16_t scale = half_above((high - from) / float(kLevels));
-    F step = set1(scale ? half_to_float(scale) : 1.0f), begin = set1(from), most = set1(float(kLevels));
-    auto code = [&](const float* p) {
-        return to_int(min(max(round_even((load(p) - begin) / step), set1(0.0f)), most));
-    };
+    Pair pair = greedy ? greedy_pair<BITS>(x, dim, low, high) : pair_of<BITS>(low, high);
+    Codes<BITS> quantized(pair);
+    auto code = [&](const float* p) { return to_int(quantized(load(p))); };
     for (int64_t at = 0; at < dim; at += kCodes) {
         int64_t count = dim - at < kCodes ? dim - at : kCodes;
         uint8_t codes[kCodes] = {};
@@ -84,15 +147,15 @@ inline bool quantize_row(const float* x, int64_t dim, uint8_t* out) {
         std::memcpy(out + at * BITS / 8, codes, size_t(count * BITS + 7) / 8);
     }
     out += (dim * BITS + 7) / 8;
-    std::memcpy(out, &scale, 2);
-    std::memcpy(out + 2, &bias, 2);
+    std::memcpy(out, &pair.scale, 2);
+    std::memcpy(out + 2, &pair.bias, 2);
     return true;
 }
 
 template <int BITS>
 recpress::Status quantize_table(const RowsToQuantize& call) {
     for (int64_t row = 0; row < call.rows; row++)
-        if (!quantize_row<BITS>(call.x + row * call.x_stride, call.dim, call.out + row * call.out_stride))
+        if (!quantize_row<BITS>(call.x + row * call.x_stride, call.dim, call.greedy, call.out + row * call.out_stride))
             return recpress::kValue;
     return recpress::kOk;
 }
