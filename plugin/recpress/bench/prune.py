@@ -78,7 +78,7 @@ def combined(*, seconds: float, batches: Sequence[int], clock: str, rows: int) -
     with tempfile.TemporaryDirectory() as folder:
         calls = {}
         for name in dict.fromkeys(name for pair, (plain, _) in COMBINED.items() for name in (plain, pair)):
-            # By range rows of int4 take the same bytes and time, and 20 s less to make than by the greedy search.
+            # By range rows of int4 take the same bytes and time, and 7 s less to make than by the greedy search.
             recipe = Recipe.preset(name).model_copy(update={"embedding_search": "range"})
             made, path = compress(model, recipe), Path(folder, name)
             export(made, path, example_inputs=dlrm.inputs(8, 0, rows), input_names=("dense", "ids"))
