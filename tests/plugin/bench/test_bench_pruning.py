@@ -179,4 +179,4 @@ def test_places_are_trained_in_at_most_the_steps(tmp_path):
         assert 0 < options["epochs"] * len(options["train"]) <= steps and options["epochs"] <= 10
         assert len(list(options["train"])) == len(options["train"])
     whole = study.tuning(None)
-    assert len(whole["train"]) == 3 and whole["epochs"] == 12
+    assert len(whole["train"]) == 3 and whole["epochs"] == 10
