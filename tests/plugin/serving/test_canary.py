@@ -99,7 +99,8 @@ def test_a_share_of_the_users_is_taken_and_given_back(artifact, other, tmp_path)
         assert first.requests < 100 and not first.good
         clients.since(time.monotonic(), 400)
         second = next(verdicts)
-        assert first.requests < second.requests < second.needed and second.failed == (0, 0) and min(second.p99_s) > 0
+        assert first.requests < second.requests < second.needed and second.failed == (0, 0)
+        assert not any(p99 <= 0 for p99 in second.p99_s), "NaN while the histograms' samples are on their way"
         assert second.scores.rows == 64 and second.scores.shift != 0
 
         canary.abort(repository, name="small", server=control)
