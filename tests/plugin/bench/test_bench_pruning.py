@@ -1,4 +1,4 @@
-"""What the benchmark of quality prunes: the zeros are there, training keeps to its steps, and what is broken is said."""
+"""What the benchmark of quality prunes: zeros are there, training keeps to its steps, and what is broken is said."""
 
 import dataclasses
 
